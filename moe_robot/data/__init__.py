@@ -1,0 +1,1 @@
+"""Demonstrations: record, store, load, normalise."""

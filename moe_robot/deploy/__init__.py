@@ -1,0 +1,1 @@
+"""From policy to robot: contract, safety, control loop and backends."""

@@ -1,0 +1,1 @@
+"""The mixture-of-experts library: routing, experts, dispatch, losses, reports (torch only)."""

@@ -1,0 +1,121 @@
+"""Finds environments and policies by name, ours and strangers' alike, through entry points."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from moe_robot.types import Features, UserError
+
+POLICY_GROUP = "moe_robot.policies"
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that is none of ``choices``: nearest names first, else all of them."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices) or '(none found)'}"
+    return UserError(f"unknown {kind} {name!r}: {hint}")
+
+
+def environment_id(name: str) -> str:
+    """A Gymnasium id from an id or a short name: ``pitstop`` -> ``moe_robot/PitStop-v0``. Case and version may be left out."""
+    import gymnasium
+
+    if name in gymnasium.registry:
+        return name
+    short: dict[str, str] = {}
+    for env_id in gymnasium.registry:  # later versions of a name come later and win
+        namespace, _, rest = env_id.rpartition("/")
+        stem = rest.rpartition("-v")[0] or rest
+        if namespace == "moe_robot" or stem.lower() not in short:
+            short[stem.lower()] = env_id
+    try:
+        return short[name.lower()]
+    except KeyError:
+        raise unknown("environment", name, [*short, *gymnasium.registry]) from None
+
+
+def make_environment(name: str, **options: Any) -> Any:
+    """``gymnasium.make`` by id or short name. An option the environment does not know is refused in one line."""
+    import gymnasium
+
+    env_id = environment_id(name)
+    try:
+        return gymnasium.make(env_id, **options)
+    except TypeError as error:
+        raise UserError(f"environment {env_id} refused its options {options}: {error}") from error
+
+
+def environment_features(env: Any) -> Features:
+    """The features of a ``pixels``/``agent_pos`` environment, read from its spaces and names."""
+    import gymnasium
+
+    inner, space = env.unwrapped, env.observation_space
+    if not (isinstance(space, gymnasium.spaces.Dict) and {"pixels", "agent_pos"} <= set(space.spaces)):
+        raise UserError(
+            f"environment {inner} gives {space}: expected a Dict with 'pixels' (camera images) and 'agent_pos' (a vector)"
+        )
+    pixels = space["pixels"]
+    cameras = pixels.spaces if isinstance(pixels, gymnasium.spaces.Dict) else {"pixels": pixels}
+    n_state, n_action = space["agent_pos"].shape[0], env.action_space.shape[0]
+    fps = getattr(inner, "control_hz", None) or env.metadata.get("render_fps", 10)
+    return Features(
+        cameras={name: (int(box.shape[0]), int(box.shape[1])) for name, box in cameras.items()},
+        state_names=tuple(getattr(inner, "state_names", [f"state_{i}" for i in range(n_state)])),
+        action_names=tuple(getattr(inner, "action_names", [f"action_{i}" for i in range(n_action)])),
+        fps=int(fps),
+    )
+
+
+def select_tasks(env: Any, names: str) -> tuple[str, ...]:
+    """Task names from a comma-separated list of tasks and groups. An environment without tasks is one task."""
+    inner = env.unwrapped
+    tasks = tuple(getattr(inner, "tasks", (env.spec.id if env.spec else type(inner).__name__,)))
+    groups: Mapping[str, tuple[str, ...]] = {"all": tasks, **getattr(inner, "task_groups", {})}
+    chosen: dict[str, None] = {}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name in groups:
+            chosen.update(dict.fromkeys(groups[name]))
+        elif name in tasks:
+            chosen[name] = None
+        else:
+            raise unknown("task", name, [*groups, *tasks])
+    if not chosen:
+        raise UserError(f"no task named: choose from {', '.join([*groups, *tasks])}")
+    return tuple(chosen)
+
+
+def policy_classes() -> dict[str, Any]:
+    """Policy type -> class, from the entry points ``moe_robot.policies``."""
+    return {point.name: point.load() for point in entry_points(group=POLICY_GROUP)}
+
+
+def presets() -> dict[str, Any]:
+    """Preset name -> policy class that has it in its ``presets()``."""
+    return {preset: cls for cls in policy_classes().values() for preset in cls.presets()}
+
+
+def checkpoint_directory(path: str | Path) -> Path:
+    """The folder with ``config.json``: ``path`` itself, or ``path/checkpoint`` for a training run."""
+    for folder in (Path(path), Path(path) / "checkpoint"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(f"no checkpoint at {path}: expected a folder with config.json, or a training run with checkpoint/")
+
+
+def load_policy(path: str | Path, device: str = "cpu") -> Any:
+    """The policy saved at ``path`` (a checkpoint or a training run), by the type named in its ``config.json``."""
+    folder = checkpoint_directory(path)
+    try:
+        kind = json.loads((folder / "config.json").read_text())["policy"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'} is no policy config: expected JSON with a key 'policy'") from error
+    classes = policy_classes()
+    if kind not in classes:
+        raise unknown("policy", kind, classes)
+    return classes[kind].from_pretrained(folder, device=device)

@@ -1,0 +1,230 @@
+"""What crosses a border between packages: observations, feature specs, statistics, routing counts, protocols (numpy only).
+
+Keys follow LeRobot: ``observation.images.<camera>``, ``observation.state``, ``task``, ``action``, ``action_is_pad``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+STATE = "observation.state"
+IMAGE_PREFIX = "observation.images."
+TASK = "task"
+ACTION = "action"
+ACTION_IS_PAD = "action_is_pad"
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, what was expected, what to do."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot senses at one instant, before any normalisation.
+
+    A camera that is absent is left out of ``images``; an absent state or instruction is ``None``. The policy treats
+    what is absent as absent (its tokens and experts are masked), never as zeros.
+
+    Attributes:
+        images: camera name -> uint8 array (H, W, 3), RGB.
+        state: float32 array (S,), in the units of the environment's ``state_names``.
+        task: the instruction, a sentence.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray | None
+    task: str | None
+
+    @classmethod
+    def from_gymnasium(cls, observation: Mapping[str, Any], task: str | None) -> Observation:
+        """Read ``{"pixels": {camera: HWC}, "agent_pos": vector}``, the form of every environment here."""
+        pixels = observation["pixels"]
+        images = dict(pixels) if isinstance(pixels, Mapping) else {"pixels": pixels}
+        return cls(images, np.asarray(observation["agent_pos"], dtype=np.float32), task)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a data set holds, an environment gives and a policy needs. Equal features make the three fit together.
+
+    Attributes:
+        cameras: camera name -> (height, width) in pixels.
+        state_names: one name per entry of the state vector, for example ``"joint1.pos"``.
+        action_names: one name per entry of the action vector.
+        fps: control steps per second.
+    """
+
+    cameras: Mapping[str, tuple[int, int]]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    fps: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict for ``config.json``."""
+        return {
+            "cameras": {name: list(size) for name, size in self.cameras.items()},
+            "state_names": list(self.state_names),
+            "action_names": list(self.action_names),
+            "fps": self.fps,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Features:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            cameras={name: (int(size[0]), int(size[1])) for name, size in data["cameras"].items()},
+            state_names=tuple(data["state_names"]),
+            action_names=tuple(data["action_names"]),
+            fps=int(data["fps"]),
+        )
+
+    def mismatch(self, other: Features) -> str | None:
+        """The first difference that would make a policy with these features misread ``other``, or None."""
+        missing = [name for name in self.cameras if name not in other.cameras]
+        if missing:
+            return f"camera {missing[0]!r} is missing (it has {', '.join(map(repr, other.cameras)) or 'none'})"
+        for name, size in self.cameras.items():
+            if tuple(size) != tuple(other.cameras[name]):
+                (h, w), (oh, ow) = size, other.cameras[name]
+                return f"camera {name!r} is {oh}x{ow} pixels, expected {h}x{w}"
+        for kind, mine, theirs in (
+            ("state", self.state_names, other.state_names),
+            ("action", self.action_names, other.action_names),
+        ):
+            if tuple(mine) != tuple(theirs):
+                return f"{kind} is ({', '.join(theirs)}), expected ({', '.join(mine)})"
+        if self.fps != other.fps:
+            return f"control runs at {other.fps} Hz, expected {self.fps} Hz"
+        return None
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Statistics of one feature over all frames of a data set, in its own units.
+
+    Vectors have shape (D,); images have shape (3,) per channel, in [0, 1].
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
+    count: int
+    quantiles: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """``"q01"``, ``"q10"``, ``"q50"``, ``"q90"``, ``"q99"`` -> array of the same shape as ``mean``."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How many (token, expert) routes the gate made, per layer, modality and expert.
+
+    Attributes:
+        modalities: names of the token kinds, for example ``("vision", "arm", "grasp", "language")``.
+        experts: names of the experts, for example ``"vision.0"``.
+        roles: the role of each expert, aligned with ``experts``.
+        counts_LME: int64 array (layers, modalities, experts).
+    """
+
+    modalities: tuple[str, ...]
+    experts: tuple[str, ...]
+    roles: tuple[str, ...]
+    counts_LME: np.ndarray
+
+    def __add__(self, other: Routing) -> Routing:
+        if (self.modalities, self.experts) != (other.modalities, other.experts):
+            raise ValueError("routing counts of two different gates cannot be added")
+        return Routing(self.modalities, self.experts, self.roles, self.counts_LME + other.counts_LME)
+
+    def share(self) -> dict[str, dict[str, float]]:
+        """Modality -> role -> share of that modality's routes, over all layers. Modalities that were absent are left out."""
+        counts_ME = self.counts_LME.sum(axis=0)
+        roles = list(dict.fromkeys(self.roles))
+        table: dict[str, dict[str, float]] = {}
+        for m, modality in enumerate(self.modalities):
+            total = int(counts_ME[m].sum())
+            if total:
+                table[modality] = {
+                    role: float(sum(counts_ME[m, e] for e, r in enumerate(self.roles) if r == role) / total)
+                    for role in roles
+                }
+        return table
+
+    def awake(self, modality: str, layer: int) -> tuple[str, ...]:
+        """Expert names that ran for ``modality`` in ``layer``, most routes first."""
+        row = self.counts_LME[layer, self.modalities.index(modality)]
+        return tuple(self.experts[e] for e in np.argsort(-row, kind="stable") if row[e] > 0)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What evaluation and deployment need of a policy. One instance controls one robot at a time."""
+
+    @property
+    def features(self) -> Features:
+        """The features the policy was trained on."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the episode: empty the action queue."""
+        ...
+
+    def select_action(self, observation: Observation) -> np.ndarray:
+        """The next action, float32 (A,), in the environment's units."""
+        ...
+
+    def routing(self) -> Routing | None:
+        """Routes of the latest inference, or None for a policy without a gate."""
+        ...
+
+    def disable_experts(self, roles: Sequence[str]) -> None:
+        """Switch all experts of these roles off from now on (a knock-out study); an empty sequence switches all on."""
+        ...
+
+    def after_update(self) -> None:
+        """Called by the training loop after each optimiser step (gate biases)."""
+        ...
+
+
+@runtime_checkable
+class Expert(Protocol):
+    """A scripted teacher of one task, from ``env.unwrapped.make_expert(task)``.
+
+    It reads privileged poses of the environment it was made from, and keeps no memory between calls.
+    """
+
+    def act(self) -> np.ndarray:
+        """The clean action for the environment's present state, float32 (A,): the label."""
+        ...
+
+    def perturb(self, action: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
+        """What to execute in place of ``action`` so that the data shows recoveries; ``scale`` 0 changes nothing.
+
+        ``scale`` is the standard deviation in the environment's own unit of one control step's travel.
+        """
+        ...
+
+
+class TaskEnvironment(Protocol):
+    """What ``env.unwrapped`` offers beyond Gymnasium, for collection and evaluation by task name.
+
+    An environment without ``tasks`` is treated as one task named after its id.
+    ``reset(seed=, options={"task": name, "instructions": set, "named_task": name})`` decides task, layout and
+    sentence. ``named_task`` is for the shuffled test: the sentence names that task while ``task`` is judged;
+    ``info["named_success"]`` then tells of the named one. ``info["task"]`` is the sentence.
+    """
+
+    tasks: tuple[str, ...]
+    task_groups: Mapping[str, tuple[str, ...]]
+    instruction_sets: tuple[str, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    control_hz: int
+    task_description: str
+
+    def make_expert(self, task: str) -> Expert:
+        """The scripted expert of ``task``, bound to this environment."""
+        ...
