@@ -168,6 +168,11 @@ class Policy(Protocol):
         """The features the policy was trained on."""
         ...
 
+    @property
+    def inference_count(self) -> int:
+        """How often the network has run; it rises by one in the ``select_action`` calls that need a new chunk."""
+        ...
+
     def reset(self) -> None:
         """Forget the episode: empty the action queue."""
         ...

@@ -1,0 +1,41 @@
+"""``moe-robot train``: train a policy on demonstrations, with a progress bar; Ctrl-C keeps the state for --resume."""
+
+from __future__ import annotations
+
+import sys
+
+from moe_robot.training.config import TrainConfig
+
+Options = TrainConfig
+
+
+def run(options: TrainConfig) -> int:
+    """Train and print where the checkpoint is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from moe_robot.training.train import train
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} samples/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    try:
+        with Progress(*columns, console=console, refresh_per_second=2) as bar:
+            task = bar.add_task("training", total=1.0, step=0, loss=float("nan"), rate=0.0)
+            record = train(
+                options,
+                lambda p: bar.update(task, completed=p.fraction, step=p.step, loss=p.loss, rate=p.samples_per_second),
+            )
+    except KeyboardInterrupt:
+        print(f"interrupted: the state is kept in {options.out}; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    print(
+        f"{record['preset']}: {record['parameters']:,} parameters, {record['steps']} steps, {record['samples']:,} samples "
+        f"in {record['minutes']:.1f} min -> {options.out / 'checkpoint'}"
+    )
+    return 0

@@ -1,0 +1,53 @@
+"""One page of training options; the field docstrings are the help of ``moe-robot train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of one training run. Resuming checks that nothing that shapes the result has changed."""
+
+    data: Path
+    """Folder of demonstrations, as `moe-robot collect` writes it."""
+    out: Path
+    """Folder of the run; the policy is saved in OUT/checkpoint."""
+    preset: str = "moe"
+    """Policy preset: moe, dense-active, random, or one that another package brings."""
+    steps: int | None = None
+    """Train for this many optimiser steps (deterministic on a CPU: same seed, same losses)."""
+    minutes: float | None = None
+    """Or train for this many minutes of wall time; the learning rate then follows the clock."""
+    seed: int = 0
+    """Seed of weights, sampling and augmentation."""
+    resume: bool = False
+    """Go on from where the run in OUT stopped."""
+    no_text: bool = False
+    """Train a policy that cannot read: the blind baseline."""
+    tasks: str | None = None
+    """Train on these tasks of the data set only (comma-separated); all by default."""
+    batch_size: int = 64
+    """Samples per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW; warm-up, then cosine to 2 % of it."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    weight_decay: float = 1e-2
+    """Weight decay of matrices; vectors (norms, biases, embeddings) have none."""
+    clip: float = 1.0
+    """Gradients are scaled down to this norm."""
+    ema: float = 0.998
+    """Decay of the averaged weights, which are the ones that are saved for use."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the network; auto is bf16 where the processor has it."""
+    threads: int = 0
+    """Processor threads; 0 for one per core."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    save_every: float = 60.0
+    """Seconds between saved states, from which an interrupted run resumes."""
+    config: tuple[str, ...] = ()
+    """Policy settings as key=value, for example --config layers=2 text=bundled:minilm."""

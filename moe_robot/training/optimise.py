@@ -1,0 +1,46 @@
+"""The optimiser: AdamW with a warm-up and cosine schedule, gradient clipping, and averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def make_optimiser(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019). Only matrices and kernels decay; frozen parameters are left out."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99))
+
+
+def schedule(step: int, progress: float, warmup: int, floor: float = 0.02) -> float:
+    """Factor on the peak learning rate: linear over ``warmup`` steps, then a cosine of ``progress`` in [0, 1]."""
+    cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+    return cosine * min(1.0, (step + 1) / max(1, warmup))
+
+
+class AveragedWeights:
+    """Exponential moving average of a model's state; decay warms up so that early weights are forgotten soon."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model's present weights."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        present = model.state_dict()
+        floats = [name for name, tensor in present.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.state[n] for n in floats], [present[n] for n in floats], 1 - decay)
+
+
+def clip_gradients(parameters: Iterable[Tensor], norm: float) -> float:
+    """Scale gradients down to ``norm`` in place; returns the norm before."""
+    return float(nn.utils.clip_grad_norm_(parameters, norm))

@@ -1,0 +1,289 @@
+"""The training loop: demonstrations in, a checkpoint out. It reads from top to bottom.
+
+Every step is a function of the seed and the step number: the sampler is pure, and augmentation draws from torch's
+generator, whose state is saved. So the same seed gives the same losses on a CPU, and a resumed run continues the
+sequence of the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from moe_robot import __version__, registry
+from moe_robot.data.loader import open_dataset
+from moe_robot.data.sampler import batch_indices
+from moe_robot.training.checkpoint import load_state, save_policy, save_state
+from moe_robot.training.config import TrainConfig
+from moe_robot.training.optimise import AveragedWeights, clip_gradients, make_optimiser, schedule
+from moe_robot.types import UserError
+
+LOG_EVERY = 20
+PROBE_BATCHES = 4
+"""Batches on which routing and validation loss are measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What the caller's progress bar may show after a step."""
+
+    step: int
+    fraction: float
+    loss: float
+    samples_per_second: float
+
+
+def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+    """Train a policy and save it in ``config.out/checkpoint``. Returns the record that ``train.json`` holds.
+
+    An interrupt (KeyboardInterrupt) saves the state first, then goes on to the caller.
+
+    Raises:
+        UserError: bad options, a data set that does not fit, or a loss that is no longer finite.
+    """
+    _check(config)
+    device = resolve_device(config.device)
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.manual_seed(config.seed)
+
+    overrides = parse_settings(config.config) | ({"text": "none"} if config.no_text else {})
+    policy_class = _preset_class(config.preset)
+    horizon = policy_class.preset_horizon(config.preset, **overrides)
+    tasks = tuple(config.tasks.split(",")) if config.tasks else None
+    dataset = open_dataset(config.data, horizon, tasks=tasks, split="train")
+    held_out = open_dataset(config.data, horizon, tasks=tasks, split="validation")
+    policy: nn.Module = policy_class.from_preset(
+        config.preset, dataset.features, dataset.statistics, dataset.tasks, **overrides
+    ).to(device)
+    optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
+    average = AveragedWeights(policy, config.ema)
+    probe = held_out if len(held_out) >= config.batch_size else dataset
+    bf16 = _uses_bf16(config.precision, device)
+
+    step, elapsed, losses = 0, 0.0, []
+    fingerprint = _fingerprint(config, dataset.content_hash)
+    if config.resume:
+        state = load_state(config.out)
+        _check_same_run(state["fingerprint"], fingerprint)
+        policy.load_state_dict(state["model"])
+        average.state = {name: tensor.to(device) for name, tensor in state["average"].items()}
+        optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["rng"])
+        step, elapsed, routing_step0 = state["step"], state["elapsed"], json.loads(state["routing_step0"])
+    else:
+        _begin(config.out)
+        routing_step0 = _probe(policy, probe, config, bf16)["routing"]
+
+    def save() -> None:
+        save_state(
+            config.out,
+            {
+                "fingerprint": json.dumps(fingerprint),
+                "model": policy.state_dict(),
+                "average": average.state,
+                "optimiser": optimiser.state_dict(),
+                "rng": torch.get_rng_state(),
+                "step": step,
+                "elapsed": elapsed,
+                "routing_step0": json.dumps(routing_step0),
+            },
+        )
+
+    with _Metrics(config.out, step) as metrics:
+        policy.train()
+        last_saved = last_tick = time.monotonic()
+        try:
+            while (fraction := _fraction(config, step, elapsed)) < 1.0:
+                for group in optimiser.param_groups:
+                    group["lr"] = config.learning_rate * schedule(step, fraction, config.warmup)
+                batch = dataset.batch(batch_indices(config.seed, step, config.batch_size, len(dataset)))
+                with _autocast(device, bf16):
+                    loss, logs = policy(batch)
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"the loss is {float(loss)} at step {step}: the last good state is kept in {config.out}; "
+                        "try a smaller --learning-rate or --precision fp32"
+                    )
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = clip_gradients(policy.parameters(), config.clip)
+                optimiser.step()
+                policy.after_update()  # type: ignore[operator]
+                step += 1
+                average.update(policy, step)
+                now = time.monotonic()
+                elapsed, rate, last_tick = elapsed + now - last_tick, config.batch_size / (now - last_tick), now
+                losses.append(float(loss.detach()))
+                if step % LOG_EVERY == 0 or step == 1:
+                    metrics.write(step, {"loss": losses[-1], **logs, "gradient_norm": norm, "samples_per_second": rate})
+                on_progress(Progress(step, _fraction(config, step, elapsed), losses[-1], rate))
+                if now - last_saved > config.save_every:
+                    save()
+                    last_saved = time.monotonic()
+                    last_tick = last_saved
+        finally:
+            save()
+
+    # The checkpoint is on disk before anything is measured on it.
+    policy.load_state_dict(average.state)
+    record = {
+        "moe_robot": __version__,
+        "preset": config.preset,
+        "seed": config.seed,
+        "steps": step,
+        "minutes": elapsed / 60,
+        "samples": step * config.batch_size,
+        "batch_size": config.batch_size,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "dataset_sha256": dataset.content_hash,
+        "episodes": len(dataset.episodes),
+        "tasks": tasks or dataset.provenance.get("tasks"),
+        "environment": dataset.provenance.get("environment"),
+        "environment_options": dataset.provenance.get("environment_options"),
+        "routing": {"step0": routing_step0, "final": None},
+    }
+    write = policy.save_pretrained
+    folder = save_policy(config.out, write, record)  # type: ignore[arg-type]
+    final = _probe(policy, probe, config, bf16)
+    record["routing"]["final"] = final["routing"]
+    record["validation" if probe is held_out else "training_probe"] = final["losses"]
+    (folder / "train.json").write_text(json.dumps(record, indent=2))
+    return record
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one. Asking for one that is not there is refused, never replaced."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in {"cpu", "cuda"}:
+        raise registry.unknown("device", name, ("auto", "cpu", "cuda"))
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no CUDA device here: expected a GPU that torch can use; choose --device cpu")
+    return torch.device(name)
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """``("layers=2", "text=bundled:minilm")`` -> ``{"layers": 2, "text": "bundled:minilm"}``; values are read as YAML."""
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"setting {setting!r} is no key=value: write for example layers=2")
+        parsed[key] = yaml.safe_load(value)
+    return parsed
+
+
+def _preset_class(name: str) -> Any:
+    presets = registry.presets()
+    if name not in presets:
+        raise registry.unknown("preset", name, presets)
+    return presets[name]
+
+
+def _check(config: TrainConfig) -> None:
+    if (config.steps is None) == (config.minutes is None):
+        raise UserError("give the length of training as either --steps N or --minutes M")
+    length = config.steps if config.steps is not None else config.minutes
+    if length is not None and length <= 0:
+        raise UserError(f"the length of training is {length}, expected more than 0")
+    if config.batch_size < 1:
+        raise UserError(f"--batch-size is {config.batch_size}, expected at least 1")
+    if (config.out / "state.pt").exists() and not config.resume:
+        raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
+
+
+def _begin(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.jsonl").unlink(missing_ok=True)
+
+
+def _fraction(config: TrainConfig, step: int, elapsed: float) -> float:
+    """How much of the run is done, in [0, 1]."""
+    if config.steps is not None:
+        return step / config.steps
+    assert config.minutes is not None
+    return elapsed / (60 * config.minutes)
+
+
+def _fingerprint(config: TrainConfig, data_hash: str) -> dict[str, Any]:
+    """What must be the same for a resumed run to be the same run. Its length may grow."""
+    free = {"out", "data", "resume", "steps", "minutes", "threads", "device", "save_every"}
+    fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
+    return json.loads(json.dumps({**fixed, "data_sha256": data_hash}))
+
+
+def _check_same_run(saved: str, present: dict[str, Any]) -> None:
+    for key, value in json.loads(saved).items():
+        if present.get(key) != value:
+            raise UserError(
+                f"cannot resume: {key} was {value!r} in the saved run and is {present.get(key)!r} now; use the same"
+            )
+
+
+def _uses_bf16(precision: str, device: torch.device) -> bool:
+    if precision == "auto":
+        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return precision == "bf16"
+
+
+def _autocast(device: torch.device, bf16: bool) -> Any:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+@torch.no_grad()
+def _probe(policy: Any, dataset: Any, config: TrainConfig, bf16: bool) -> dict[str, Any]:
+    """Routing shares and mean losses over a few fixed batches, in evaluation mode."""
+    policy.eval()
+    total, sums = None, {}
+    for i in range(PROBE_BATCHES):
+        batch = dataset.batch(batch_indices(0, i, min(config.batch_size, len(dataset)), len(dataset)))
+        with _autocast(policy.device, bf16):
+            _, logs = policy(batch)
+        for key, value in logs.items():
+            sums[key] = sums.get(key, 0.0) + value / PROBE_BATCHES
+        routing = policy.routing()
+        total = routing if total is None or routing is None else total + routing
+    policy.train()
+    return {"routing": None if total is None else total.share(), "losses": sums}
+
+
+class _Metrics:
+    """Numbers of the run: ``metrics.jsonl`` (one line per log) and TensorBoard events beside it."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._drop_after(out / "metrics.jsonl", step)
+        self._file = (out / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+
+    @staticmethod
+    def _drop_after(path: Path, step: int) -> None:
+        """A resumed run writes the lines after the saved step again: drop the old ones."""
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+            path.write_text("".join(line + "\n" for line in lines))
+
+    def __enter__(self) -> _Metrics:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line, one point per curve."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"train/{name}", value, step)

@@ -1,0 +1,80 @@
+"""Action heads: from the action tokens to a chunk of H normalised actions. Both have ``loss`` and ``sample``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def masked_mean_error(error_BHA: Tensor, pad_BH: Tensor) -> Tensor:
+    """Mean over the steps that are no padding, (B, H, A) and bool (B, H) -> scalar."""
+    keep_BH1 = (~pad_BH).unsqueeze(-1).to(error_BHA.dtype)
+    return (error_BHA * keep_BH1).sum() / (keep_BH1.sum() * error_BHA.shape[-1]).clamp(min=1.0)
+
+
+class L1Head(nn.Module):
+    """Regression of the chunk with an L1 loss (ACT, Zhao et al. 2023). Each action token predicts its own entries.
+
+    Args:
+        groups: for each action token, the indices of the action vector that it predicts.
+    """
+
+    def __init__(self, width: int, chunk: int, groups: list[list[int]]) -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.out = nn.ModuleList(nn.Linear(width, chunk * len(group)) for group in groups)
+        flat = [index for group in groups for index in group]
+        self.register_buffer("order", torch.tensor(flat).argsort(), persistent=False)
+
+    def sample(self, context_BGD: Tensor) -> Tensor:
+        """Action tokens (B, G, D) -> normalised chunk (B, H, A)."""
+        h_BGD = self.norm(context_BGD)
+        parts = [out(h_BGD[:, g]).view(h_BGD.shape[0], self.chunk, -1) for g, out in enumerate(self.out)]
+        return torch.cat(parts, dim=-1)[..., self.order]  # type: ignore[index]
+
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor) -> Tensor:
+        """Mean absolute error over the steps that are no padding."""
+        return masked_mean_error((self.sample(context_BGD).float() - action_BHA).abs(), pad_BH)
+
+
+class FlowHead(nn.Module):
+    """Flow matching (Lipman et al. 2023): a velocity field carries noise at t=0 to the chunk at t=1 on straight paths.
+
+    Sampling integrates with fixed Euler steps from one fixed noise, so that the same observation gives the same
+    chunk, alone or in a batch.
+    """
+
+    def __init__(self, width: int, chunk: int, groups: list[list[int]], hidden: int = 256, steps: int = 8) -> None:
+        super().__init__()
+        self.chunk, self.n_actions, self.steps = chunk, sum(map(len, groups)), steps
+        size = chunk * self.n_actions
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.velocity = nn.Sequential(
+            nn.Linear(len(groups) * width + size + 16, hidden), nn.SiLU(),
+            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, size),
+        )  # fmt: skip
+        noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("noise", noise)
+
+    def _field(self, context_BC: Tensor, x_BX: Tensor, t_B1: Tensor) -> Tensor:
+        octaves = 2.0 ** torch.arange(8, device=x_BX.device) * torch.pi
+        time_BF = torch.cat([(t_B1 * octaves).sin(), (t_B1 * octaves).cos()], dim=-1)
+        return self.velocity(torch.cat([context_BC, x_BX, time_BF], dim=-1))
+
+    def sample(self, context_BGD: Tensor) -> Tensor:
+        """Action tokens (B, G, D) -> normalised chunk (B, H, A)."""
+        context_BC = self.norm(context_BGD).flatten(1)
+        x_BX = self.noise.expand(len(context_BC), -1).to(context_BC.dtype)  # type: ignore[operator]
+        for i in range(self.steps):
+            t_B1 = torch.full_like(x_BX[:, :1], i / self.steps)
+            x_BX = x_BX + self._field(context_BC, x_BX, t_B1) / self.steps
+        return x_BX.view(-1, self.chunk, self.n_actions)
+
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor) -> Tensor:
+        """Squared error of the velocity at a random time, over the steps that are no padding."""
+        target_BX = action_BHA.flatten(1)
+        noise_BX, t_B1 = torch.randn_like(target_BX), torch.rand_like(target_BX[:, :1])
+        x_BX = noise_BX * (1 - t_B1) + target_BX * t_B1
+        error_BX = self._field(self.norm(context_BGD).flatten(1), x_BX, t_B1).float() - (target_BX - noise_BX)
+        return masked_mean_error(error_BX.square().view_as(action_BHA), pad_BH)

@@ -1,0 +1,235 @@
+"""The multimodal policy: camera frames, joint and grasp state and a sentence in, a chunk of actions out."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from moe_policies.config import MODALITIES, PolicyConfig
+from moe_policies.network import Inputs, Network
+from moe_policies.presets import PRESETS, preset
+from moe_policies.pretrained import TextEncoder, resolve_text_encoder
+from moe_policies.processor import Processor
+from moe_robot.moe import RoutingPlan, count_routes, expert_names
+from moe_robot.registry import unknown
+from moe_robot.types import (
+    ACTION,
+    ACTION_IS_PAD,
+    IMAGE_PREFIX,
+    STATE,
+    TASK,
+    Features,
+    FeatureStatistics,
+    Observation,
+    Routing,
+    UserError,
+)  # fmt: skip
+
+POLICY_TYPE = "multimodal"
+
+
+class MultimodalPolicy(nn.Module):
+    """A mixture-of-experts policy in LeRobot's interface, controlling one robot at a time.
+
+    Args:
+        config: the shape of the network.
+        features: what the policy sees and commands.
+        statistics: normalisation, one entry per feature; None only when a checkpoint will fill them.
+        text_encoder: None for a policy that cannot read (``config.text == "none"``).
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        features: Features,
+        statistics: Mapping[str, FeatureStatistics] | None,
+        text_encoder: TextEncoder | None,
+    ) -> None:
+        super().__init__()
+        self.config, self._features = config, features
+        self.processor = Processor(config, features, statistics)
+        self.network = Network(config, features, text_encoder)
+        self.inference_count = 0
+        self._queue: deque[np.ndarray] = deque()
+        self._plans: Sequence[RoutingPlan] = ()
+        self._available_E: Tensor | None = None
+
+    # --- making one -------------------------------------------------------------------------------------------------
+    @staticmethod
+    def presets() -> tuple[str, ...]:
+        """Names that :meth:`from_preset` takes."""
+        return tuple(PRESETS)
+
+    @staticmethod
+    def preset_horizon(name: str, **overrides: Any) -> int:
+        """H of the preset, so that a data set can be opened before the policy is made."""
+        return preset(name, **overrides).chunk
+
+    @classmethod
+    def from_preset(
+        cls,
+        name: str,
+        features: Features,
+        statistics: Mapping[str, FeatureStatistics],
+        sentences: Iterable[str] = (),
+        **overrides: Any,
+    ) -> MultimodalPolicy:
+        """A fresh policy; ``sentences`` are the training instructions, for the vocabulary of the scratch encoder."""
+        if name not in PRESETS:
+            raise unknown("preset", name, PRESETS)
+        config = preset(name, **overrides)
+        encoder = None if config.text == "none" else resolve_text_encoder(config.text, sentences)
+        return cls(config, features, statistics, encoder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> MultimodalPolicy:
+        """Load a checkpoint strictly: every weight present, no unknown key, in evaluation mode."""
+        folder = Path(folder)
+        data = json.loads((folder / "config.json").read_text())
+        config = PolicyConfig.from_json(data["config"])
+        encoder = None if config.text == "none" else TextEncoder.load(folder / "text_encoder")
+        policy = cls(config, Features.from_json(data["features"]), None, encoder)
+        try:
+            policy.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        except (RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the weights in {folder} do not fit its config.json: {reason}") from error
+        return policy.to(device).eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` (normalisation inside), the text encoder and a model card."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"policy": POLICY_TYPE, "config": self.config.to_json(), "features": self.features.to_json()}
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        if self.network.text is not None:
+            self.network.text.encoder.save(folder / "text_encoder")  # type: ignore[operator]
+        (folder / "README.md").write_text(self._model_card())
+
+    def _model_card(self) -> str:
+        n = sum(p.numel() for p in self.parameters())
+        cameras = ", ".join(f"{name} {h}x{w}" for name, (h, w) in self.features.cameras.items())
+        return (
+            f"---\nlibrary_name: moe_robot\ntags: [robotics, mixture-of-experts]\n---\n"
+            f"# {self.config.preset} policy\n\n{n:,} parameters; cameras {cameras}; {len(self.features.state_names)} state "
+            f"entries; {len(self.features.action_names)} action entries at {self.features.fps} Hz; text encoder "
+            f"`{self.config.text}`.\n\nLoad it with `moe_robot.registry.load_policy(folder)`; evaluate it with "
+            f"`moe-robot eval`.\n"
+        )
+
+    # --- training ---------------------------------------------------------------------------------------------------
+    @property
+    def features(self) -> Features:
+        """The features the policy was made for."""
+        return self._features
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.queries.device
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """Training loss of a batch in the data set's keys, and numbers for the log.
+
+        Args:
+            batch: ``observation.images.<camera>`` uint8 (B, H, W, 3), ``observation.state`` (B, S), ``task`` list of
+                B sentences, ``action`` (B, H, A), ``action_is_pad`` bool (B, H); arrays or tensors.
+        """
+        context_BGD, plans = self.network(self._inputs(batch), self._available_E)
+        self._plans = plans
+        target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
+        loss = self.network.head.loss(context_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
+        logs = {"action_loss": float(loss.detach())}
+        if plans:
+            balance, z = self.network.gate_losses(plans)
+            loss = loss + self.config.balance_weight * balance + self.config.z_weight * z
+            logs |= {"balance_loss": float(balance.detach()), "z_loss": float(z.detach())}
+        return loss, logs
+
+    def after_update(self) -> None:
+        """Nothing to do: balance comes from the loss in every present preset."""
+
+    # --- acting -----------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: Mapping[str, Any]) -> Tensor:
+        """A batch of observations (keys as in :meth:`forward`, without actions) -> actions (B, H, A) in env units."""
+        context_BGD, self._plans = self.network(self._inputs(batch), self._available_E)
+        self.inference_count += 1
+        return self.processor.unnormalise(ACTION, self.network.head.sample(context_BGD).float())
+
+    def select_action(self, observation: Observation) -> np.ndarray:
+        """The next action (A,), float32. Runs the network when the last chunk's ``execute`` steps are used up."""
+        if not self._queue:
+            chunk_HA = self.predict_action_chunk(self._batch_of_one(observation))[0]
+            self._queue.extend(chunk_HA[: self.config.execute].cpu().numpy().astype(np.float32))
+        return self._queue.popleft()
+
+    def reset(self) -> None:
+        """Forget the episode: the rest of the last chunk is dropped."""
+        self._queue.clear()
+
+    def disable_experts(self, roles: Sequence[str]) -> None:
+        """Switch all experts of these roles off (a knock-out study); an empty sequence switches all on again."""
+        for role in roles:
+            if role not in MODALITIES:
+                raise unknown("expert role", role, MODALITIES)
+        if roles and not self.network.roles:
+            raise UserError(f"the {self.config.preset!r} policy has no experts to switch off: use a preset with a gate")
+        keep = [role not in roles for role in self.network.roles]
+        self._available_E = torch.tensor(keep, device=self.device) if roles else None
+
+    def routing(self) -> Routing | None:
+        """Routes of the latest forward pass, or None without a gate."""
+        if not self._plans:
+            return None
+        counts_LME = torch.stack([count_routes(plan, len(MODALITIES)) for plan in self._plans])
+        return Routing(MODALITIES, expert_names(self.config.experts), self.network.roles, counts_LME.cpu().numpy())
+
+    # --- the edge ---------------------------------------------------------------------------------------------------
+    def _batch_of_one(self, observation: Observation) -> dict[str, Any]:
+        batch: dict[str, Any] = {}
+        for camera, (height, width) in self.features.cameras.items():
+            frame = observation.images.get(camera)
+            if frame is None:
+                raise UserError(
+                    f"the observation lacks camera {camera!r} (it has {', '.join(map(repr, observation.images)) or 'none'}): "
+                    "the policy was trained with it"
+                )
+            if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
+                raise UserError(
+                    f"camera {camera!r} gives {frame.dtype} {frame.shape}, expected uint8 ({height}, {width}, 3)"
+                )
+            batch[IMAGE_PREFIX + camera] = frame[None]
+        n = len(self.features.state_names)
+        if observation.state is None or observation.state.shape != (n,):
+            shape = None if observation.state is None else observation.state.shape
+            raise UserError(
+                f"the observation's state has shape {shape}, expected ({n},): {', '.join(self.features.state_names)}"
+            )
+        batch[STATE] = observation.state[None]
+        if self.network.text is not None and not observation.task:
+            raise UserError("the observation has no instruction, and the policy was trained to read one: set its task")
+        batch[TASK] = [observation.task or ""]
+        return batch
+
+    def _tensor(self, value: Any) -> Tensor:
+        return torch.as_tensor(value).to(self.device, non_blocking=True)
+
+    def _inputs(self, batch: Mapping[str, Any]) -> Inputs:
+        images = {}
+        for camera in self.features.cameras:
+            key = IMAGE_PREFIX + camera
+            if key not in batch:
+                raise unknown("key in the batch, which lacks", key, [k for k in batch if k.startswith(IMAGE_PREFIX)])
+            images[camera] = self.processor.image(camera, self._tensor(batch[key]))
+        state_BS = self.processor.normalise(STATE, self._tensor(batch[STATE]))
+        return Inputs(images, state_BS, batch[TASK])

