@@ -9,23 +9,32 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moe_robot.types import Features, UserError
 
 POLICY_GROUP = "moe_robot.policies"
+ENVIRONMENT_GROUP = "gymnasium.envs"
+MANY = 24
+"""No more names than this in one line of an error."""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is none of ``choices``: nearest names first, else all of them."""
+    """The error for a name that is none of ``choices``: the nearest names, else the first of them."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices) or '(none found)'}"
+    some = ", ".join(choices[:MANY]) + (f" and {len(choices) - MANY} more" if len(choices) > MANY else "")
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {some or '(none found)'}"
     return UserError(f"unknown {kind} {name!r}: {hint}")
 
 
 def environment_id(name: str) -> str:
-    """A Gymnasium id from an id or a short name: ``pitstop`` -> ``moe_robot/PitStop-v0``. Case and version may be left out."""
+    """A Gymnasium id from an id or a short name: ``pitstop`` -> ``moe_robot/PitStop-v0``."""
     import gymnasium
 
+    # Gymnasium 1.x no longer loads this group by itself. Registering twice is harmless.
+    for point in entry_points(group=ENVIRONMENT_GROUP):
+        point.load()()
     if name in gymnasium.registry:
         return name
     short: dict[str, str] = {}
@@ -37,7 +46,9 @@ def environment_id(name: str) -> str:
     try:
         return short[name.lower()]
     except KeyError:
-        raise unknown("environment", name, [*short, *gymnasium.registry]) from None
+        ours = [env_id for env_id in gymnasium.registry if env_id.startswith("moe_robot/")]
+        near = difflib.get_close_matches(name.lower(), short, n=3)
+        raise unknown("environment", name, [*ours, *near]) from None
 
 
 def make_environment(name: str, **options: Any) -> Any:
@@ -58,16 +69,17 @@ def environment_features(env: Any) -> Features:
     inner, space = env.unwrapped, env.observation_space
     if not (isinstance(space, gymnasium.spaces.Dict) and {"pixels", "agent_pos"} <= set(space.spaces)):
         raise UserError(
-            f"environment {inner} gives {space}: expected a Dict with 'pixels' (camera images) and 'agent_pos' (a vector)"
+            f"environment {inner} gives {space}: expected a Dict of 'pixels' (camera images) and 'agent_pos' (a vector)"
         )
     pixels = space["pixels"]
     cameras = pixels.spaces if isinstance(pixels, gymnasium.spaces.Dict) else {"pixels": pixels}
-    n_state, n_action = space["agent_pos"].shape[0], env.action_space.shape[0]
+    n_state, n_action = np.prod(space["agent_pos"].shape), np.prod(env.action_space.shape)
+    sizes = {name: box.shape or () for name, box in cameras.items()}
     fps = getattr(inner, "control_hz", None) or env.metadata.get("render_fps", 10)
     return Features(
-        cameras={name: (int(box.shape[0]), int(box.shape[1])) for name, box in cameras.items()},
-        state_names=tuple(getattr(inner, "state_names", [f"state_{i}" for i in range(n_state)])),
-        action_names=tuple(getattr(inner, "action_names", [f"action_{i}" for i in range(n_action)])),
+        cameras={name: (int(size[0]), int(size[1])) for name, size in sizes.items()},
+        state_names=tuple(getattr(inner, "state_names", [f"state_{i}" for i in range(int(n_state))])),
+        action_names=tuple(getattr(inner, "action_names", [f"action_{i}" for i in range(int(n_action))])),
         fps=int(fps),
     )
 

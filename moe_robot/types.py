@@ -1,4 +1,4 @@
-"""What crosses a border between packages: observations, feature specs, statistics, routing counts, protocols (numpy only).
+"""What crosses a border between packages: observations, features, statistics, routing counts, protocols (numpy only).
 
 Keys follow LeRobot: ``observation.images.<camera>``, ``observation.state``, ``task``, ``action``, ``action_is_pad``.
 """
@@ -140,7 +140,7 @@ class Routing:
         return Routing(self.modalities, self.experts, self.roles, self.counts_LME + other.counts_LME)
 
     def share(self) -> dict[str, dict[str, float]]:
-        """Modality -> role -> share of that modality's routes, over all layers. Modalities that were absent are left out."""
+        """Modality -> role -> share of that modality's routes, over all layers; absent modalities are left out."""
         counts_ME = self.counts_LME.sum(axis=0)
         roles = list(dict.fromkeys(self.roles))
         table: dict[str, dict[str, float]] = {}

@@ -1,6 +1,6 @@
 """Train a policy through the library: the short version of ``moe-robot train``, to copy from.
 
-    python scripts/train.py DATA OUT [minutes]
+python scripts/train.py DATA OUT [minutes]
 """
 
 import sys
@@ -13,7 +13,7 @@ from moe_robot.training.train import Progress, train
 def show(progress: Progress) -> None:
     """A line every hundred steps."""
     if progress.step % 100 == 0:
-        print(f"step {progress.step}  loss {progress.loss:.3f}  {progress.samples_per_second:.0f} samples/s", flush=True)
+        print(f"step {progress.step}  loss {progress.loss:.3f}  {progress.samples_per_second:.0f} samples/s")
 
 
 if __name__ == "__main__":

@@ -29,13 +29,15 @@ def run(options: TrainConfig) -> int:
             task = bar.add_task("training", total=1.0, step=0, loss=float("nan"), rate=0.0)
             record = train(
                 options,
-                lambda p: bar.update(task, completed=p.fraction, step=p.step, loss=p.loss, rate=p.samples_per_second),
+                lambda now: bar.update(
+                    task, completed=now.fraction, step=now.step, loss=now.loss, rate=now.samples_per_second
+                ),
             )
     except KeyboardInterrupt:
-        print(f"interrupted: the state is kept in {options.out}; the same command with --resume goes on", file=sys.stderr)
+        print(f"interrupted: state kept in {options.out}; the same command with --resume goes on", file=sys.stderr)
         return 130
     print(
-        f"{record['preset']}: {record['parameters']:,} parameters, {record['steps']} steps, {record['samples']:,} samples "
-        f"in {record['minutes']:.1f} min -> {options.out / 'checkpoint'}"
+        f"{record['preset']}: {record['parameters']:,} parameters, {record['steps']} steps, "
+        f"{record['samples']:,} samples in {record['minutes']:.1f} min -> {options.out / 'checkpoint'}"
     )
     return 0

@@ -45,7 +45,7 @@ class RoutingPlan:
 def make_plan(
     ids_TK: Tensor, weights_TK: Tensor, probabilities_TE: Tensor, logits_TE: Tensor, modality_T: Tensor
 ) -> RoutingPlan:
-    """Sort the chosen routes by expert. The sort is stable, so the same choice gives the same row order on every run."""
+    """Sort the chosen routes by expert, stably: the same choice gives the same row order on every run."""
     flat_R = ids_TK.reshape(-1)
     order_R = torch.argsort(flat_R, stable=True)
     inverse_R = torch.empty_like(order_R)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the policy for use, and the whole training state for resuming. A kill at any moment leaves both whole."""
+"""Checkpoints on disk: the policy for use and the state for resuming. A kill at any moment leaves both whole."""
 
 from __future__ import annotations
 

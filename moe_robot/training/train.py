@@ -173,7 +173,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """``("layers=2", "text=bundled:minilm")`` -> ``{"layers": 2, "text": "bundled:minilm"}``; values are read as YAML."""
+    """``("layers=2", "text=none")`` -> ``{"layers": 2, "text": "none"}``; values are read as YAML."""
     parsed = {}
     for setting in settings:
         key, equals, value = setting.partition("=")

@@ -48,7 +48,7 @@ class PolicyConfig:
     glimpses: int = 4
     """Tokens per camera read from the fine feature map where the instruction points."""
     text: str = "scratch"
-    """Text encoder: "scratch", "bundled:minilm", a local directory, a hub id, or "none" for a policy that cannot read."""
+    """Text encoder: "scratch", "bundled:minilm", a local directory, a hub id, or "none" (cannot read)."""
     head: Literal["l1", "flow"] = "l1"
     """Action head: L1 regression of the chunk, or flow matching."""
     chunk: int = 8

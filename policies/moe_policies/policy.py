@@ -120,9 +120,9 @@ class MultimodalPolicy(nn.Module):
         cameras = ", ".join(f"{name} {h}x{w}" for name, (h, w) in self.features.cameras.items())
         return (
             f"---\nlibrary_name: moe_robot\ntags: [robotics, mixture-of-experts]\n---\n"
-            f"# {self.config.preset} policy\n\n{n:,} parameters; cameras {cameras}; {len(self.features.state_names)} state "
-            f"entries; {len(self.features.action_names)} action entries at {self.features.fps} Hz; text encoder "
-            f"`{self.config.text}`.\n\nLoad it with `moe_robot.registry.load_policy(folder)`; evaluate it with "
+            f"# {self.config.preset} policy\n\n{n:,} parameters; cameras {cameras}; "
+            f"{len(self.features.state_names)} state entries; {len(self.features.action_names)} action entries at "
+            f"{self.features.fps} Hz; text encoder `{self.config.text}`.\n\nLoad it with `moe_robot.registry.load_policy(folder)`; evaluate it with "
             f"`moe-robot eval`.\n"
         )
 
@@ -201,8 +201,8 @@ class MultimodalPolicy(nn.Module):
             frame = observation.images.get(camera)
             if frame is None:
                 raise UserError(
-                    f"the observation lacks camera {camera!r} (it has {', '.join(map(repr, observation.images)) or 'none'}): "
-                    "the policy was trained with it"
+                    f"the observation lacks camera {camera!r} "
+                    f"(it has {', '.join(map(repr, observation.images)) or 'none'}): the policy was trained with it"
                 )
             if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
                 raise UserError(

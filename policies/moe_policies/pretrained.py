@@ -170,7 +170,8 @@ def _bundled(name: str) -> Path:
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if digest != BUNDLED_SHA256[name]:
         raise UserError(
-            f"the weights in {folder} have sha256 {digest[:12]}…, expected {BUNDLED_SHA256[name][:12]}…: reinstall the extra"
+            f"the weights in {folder} have sha256 {digest[:12]}…, expected {BUNDLED_SHA256[name][:12]}…: "
+            "reinstall the extra"
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""The processor between the edge and the network: normalise, augment, un-normalise. The same for simulation, data and robot.
+"""Between the edge and the network: normalise, augment, un-normalise; the same for simulation, data and robot.
 
 Statistics are strict: a feature without them is refused by name. They are buffers, so the checkpoint carries them.
 """
@@ -23,7 +23,7 @@ AUGMENT_GROUPS = 8
 
 
 class Processor(nn.Module):
-    """Images uint8 (B, H, W, 3) -> normalised (B, 3, H, W); state and action to zero mean and unit variance and back."""
+    """Images uint8 (B, H, W, 3) -> (B, 3, H, W); images, state and action to zero mean and unit variance, and back."""
 
     def __init__(
         self, config: PolicyConfig, features: Features, statistics: Mapping[str, FeatureStatistics] | None

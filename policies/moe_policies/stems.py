@@ -100,6 +100,7 @@ class StateStem(nn.Module):
     def __init__(self, modality: str, indices: Sequence[int], width: int) -> None:
         super().__init__()
         self.modality = modality
+        self.indices: Tensor
         self.register_buffer("indices", torch.tensor(list(indices), dtype=torch.int64), persistent=False)
         self.layers = nn.Sequential(nn.Linear(len(indices), width), nn.SiLU(), nn.Linear(width, width))
 

@@ -1,4 +1,4 @@
-"""The trunk: L blocks, each attention over all tokens, then a feed-forward in which a gate wakes two experts per token."""
+"""The trunk: L blocks, each attention over all tokens, then a feed-forward where a gate wakes two experts per token."""
 
 from __future__ import annotations
 

@@ -1,0 +1,140 @@
+"""``moe-robot collect``: record demonstrations of scripted experts into a LeRobot v3 data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_robot.types import UserError
+
+if TYPE_CHECKING:
+    from moe_robot.data.collect import CollectReport
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``moe-robot collect``."""
+
+    env: str
+    """Environment: a short name (pitstop) or any Gymnasium id whose environment offers scripted experts."""
+    tasks: str
+    """Comma-separated tasks and groups, for example press_red,pick_red_cube or demo or all."""
+    episodes: int
+    """Demonstrations per task, in all. Running again with more goes on where the data set ends."""
+    out: Path
+    """Directory of the data set."""
+    seed: int = 0
+    """Episode i of every task starts from seed + i. Collection owns the seeds below 10,000."""
+    noise: float = 0.3
+    """Mean disturbance of the executed action (the clean one is stored), in steps' travel; 0 for none."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes that collect side by side. The data set does not depend on it."""
+    env_options: tuple[str, ...] = ()
+    """Options of the environment as KEY=VALUE, for example objects=all control_hz=20."""
+    instructions: str = "seen"
+    """Which set of instruction sentences to draw from."""
+    keep_failures: bool = False
+    """Store also rollouts in which the expert fails, instead of trying again."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(options: Options) -> int:
+    """Collect, with a progress bar on stderr and the result on stdout."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    try:
+        report = _collect_with_bar(options, console)
+    except KeyboardInterrupt:
+        again = shlex.join(["moe-robot", *sys.argv[1:]]) if sys.argv[1:2] == ["collect"] else "the same command"
+        print(f"interrupted: finished episodes are kept in {options.out}. To go on: {again}", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(_as_json(report), indent=2))
+    else:
+        print(_as_text(report))
+    return 0
+
+
+def _collect_with_bar(options: Options, console: Any) -> CollectReport:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from moe_robot.data.collect import Progress as Step
+    from moe_robot.data.collect import collect
+
+    columns = (
+        TextColumn("collecting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}, {task.fields[failures]} failed rollouts,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    bar = Progress(*columns, console=console)
+    row = bar.add_task("", total=None, rate="starting", failures=0)
+
+    def show(step: Step) -> None:
+        bar.start()  # only now, so that a refused option prints its one line and no empty bar
+        rate = f"{60 * step.collected / (bar.tasks[row].elapsed or 1):.0f} episodes/min"
+        bar.update(row, completed=step.done, total=step.total, rate=rate, failures=step.failures)
+
+    try:
+        return collect(
+            options.env,
+            options.tasks,
+            options.episodes,
+            options.seed,
+            options.out,
+            options=parse_options(options.env_options),
+            noise=options.noise,
+            workers=options.workers,
+            instructions=options.instructions,
+            successes_only=not options.keep_failures,
+            progress=show,
+        )
+    finally:
+        bar.stop()
+
+
+def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``("hz=20", "objects=all")`` -> ``{"hz": 20, "objects": "all"}``: JSON where a value can be, else text."""
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UserError(f"environment option {pair!r}: expected KEY=VALUE, for example objects=all")
+        try:
+            parsed[key] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[key] = value
+    return parsed
+
+
+def _as_json(report: CollectReport) -> dict[str, Any]:
+    return {
+        "data": str(report.directory),
+        "episodes": report.episodes,
+        "frames": report.frames,
+        "collected": report.collected,
+        "failed_rollouts": dict(report.failures),
+        "seconds": round(report.seconds, 2),
+    }
+
+
+def _as_text(report: CollectReport) -> str:
+    if report.collected:
+        rate = f"{60 * report.collected / report.seconds:.0f} episodes/min"
+        new = f"{report.collected} new in {report.seconds:.0f} s ({rate})"
+    else:
+        new = "nothing new to collect"
+    failed = ", ".join(f"{task} {count}" for task, count in report.failures.items()) or "none"
+    return (
+        f"{report.directory}: {report.episodes} episodes, {report.frames} frames; {new}\n"
+        f"failed rollouts, tried again: {failed}"
+    )

@@ -1,0 +1,112 @@
+"""``moe-robot eval``: rolls a policy out and reports success with intervals."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from moe_robot.types import UserError
+
+if TYPE_CHECKING:
+    from moe_robot.evaluation.episode import Episode
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``moe-robot eval``."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A checkpoint folder, or a training run that holds one."""
+    out: Path
+    """Folder for report.json, report.html, episodes.jsonl and videos. An interrupted evaluation goes on from here."""
+    env: str | None = None
+    """Short name or Gymnasium id. Left out: the one that the checkpoint was trained in."""
+    tasks: str = "all"
+    """Tasks and groups, with commas between."""
+    episodes: int = 20
+    """Episodes per task."""
+    seed: int = 100_000
+    """Seed of the first episode of each task; seeds below 100000 are for collecting, training and tuning."""
+    instructions: str = "seen"
+    """Which sentences: seen, heldout, newwords or another set of the environment; shuffled names another task than the
+    one that is judged."""
+    workers: int = 1
+    """Processes. The outcome does not depend on it."""
+    video: int = 0
+    """How many episodes of each task to film, failures first."""
+    knockout: str = ""
+    """Expert roles, with commas between: the same episodes again without each of them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Override options that the checkpoint was trained with, for example objects=all size=128."""
+    json: bool = False
+    """Print report.json to standard output in place of the table."""
+
+
+def run(options: Options) -> int:
+    """Evaluate, print the table, say where the report is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from moe_robot.evaluation import evaluate
+    from moe_robot.evaluation.statistics import Rate
+
+    console = Console(stderr=options.json)
+    outcomes: dict[str, list[bool]] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        rows: dict[str, Any] = {}
+
+        def count(episode: Episode, done: int, total: int) -> None:
+            role = episode.job.knockout
+            if role not in rows:
+                rows[role] = bar.add_task(f"without {role}" if role else "episodes", total=total, rate="")
+            seen = outcomes.setdefault(role, [])
+            seen.append(episode.success)
+            bar.update(rows[role], completed=done, rate=f"{done}/{total}  success {Rate.of(seen)}")
+
+        evaluate(
+            options.checkpoint,
+            options.env,
+            out=options.out,
+            tasks=options.tasks,
+            episodes=options.episodes,
+            seed=options.seed,
+            instructions=options.instructions,
+            workers=options.workers,
+            device=options.device,
+            video=options.video,
+            knockouts=[role for role in map(str.strip, options.knockout.split(",")) if role],
+            environment_options=parse_options(options.env_options),
+            progress=count,
+        )
+    text = (options.out / "report.json").read_text(encoding="utf-8")
+    if options.json:
+        sys.stdout.write(text)
+    else:
+        from moe_robot.evaluation.table import print_report
+
+        print_report(text, console)
+        console.print(f"{options.out / 'report.html'}", highlight=False)
+    return 0
+
+
+def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``("size=128", "objects=all")`` -> ``{"size": 128, "objects": "all"}``; values are read as YAML."""
+    import yaml
+
+    parsed = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UserError(f"--env-options {pair!r} is no option: expected KEY=VALUE, for example size=128")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--env-options {key}: cannot read the value {value!r}; put text in quotes") from None
+    return parsed

@@ -1,0 +1,254 @@
+"""Collects demonstrations of scripted experts into a data set, in parallel, resumable at any moment.
+
+The episodes of a collection form a fixed schedule: the first of every task, the second of every task, and so on. Slot
+k of it is a pure function of the settings, so worker processes take slots in any order; each puts its finished episode
+as a file of its own into ``pending/`` and the parent moves them into the data set in schedule order. The encoding,
+which is the heavy part, thus happens in the workers; the parent copies bytes. The data set is the same, bit
+for bit, for any number of workers and interruptions, and asking for more episodes later goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from moe_robot.data.demonstrate import KICK_FACTOR, KICK_RATE, KICK_STEPS, SEED_LIMIT
+from moe_robot.data.durable import TEMPORARY, disk_errors, only_writer
+from moe_robot.data.record import EpisodeRecord
+from moe_robot.data.store import DatasetWriter
+from moe_robot.data.workers import Settings, pending_path, produce
+from moe_robot.registry import environment_features, environment_id, make_environment, select_tasks, unknown
+from moe_robot.types import Features, UserError
+
+PENDING = "pending"
+COMMIT_SECONDS = 5.0
+COMMIT_SHARE = 0.05
+"""Commits come at least ``COMMIT_SECONDS`` apart and take at most this share of the time: they grow with the data set.
+What is not yet committed lies finished in ``pending/``, so nothing hangs on their pace."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a collection is; given to the ``progress`` callback at the start and after each episode.
+
+    Attributes:
+        done: finished episodes, earlier runs included.
+        total: episodes asked for.
+        collected: episodes of this run.
+        failures: rollouts of this run in which the expert failed.
+    """
+
+    done: int
+    total: int
+    collected: int
+    failures: int
+
+
+@dataclass(frozen=True)
+class CollectReport:
+    """What a collection did.
+
+    Attributes:
+        directory: the data set.
+        episodes: episodes in it now.
+        frames: frames in it now.
+        collected: episodes that this run added.
+        failures: task -> rollouts of this run in which the expert failed and that were thrown away.
+        seconds: wall time of this run.
+    """
+
+    directory: Path
+    episodes: int
+    frames: int
+    collected: int
+    failures: Mapping[str, int]
+    seconds: float
+
+
+@dataclass
+class _Tally:
+    collected: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+def collect(
+    environment: str,
+    tasks: str,
+    episodes: int,
+    seed: int,
+    out: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    noise: float = 0.3,
+    workers: int = 1,
+    instructions: str = "seen",
+    successes_only: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+) -> CollectReport:
+    """Collect ``episodes`` demonstrations of each task into the data set ``out``, or go on with one begun before.
+
+    Args:
+        environment: short name or Gymnasium id.
+        tasks: comma-separated tasks and groups.
+        episodes: per task, in all: what is there already counts.
+        seed: episode i of every task starts from ``seed + i``, which must stay below 10,000.
+        out: directory of the data set.
+        options: options of the environment. Those left out may follow from the tasks (``options_for``).
+        noise: see :class:`Settings`.
+        workers: processes. With 1 everything runs in this process.
+        instructions: instruction set of the sentences.
+        successes_only: see :class:`Settings`.
+        progress: called after each episode.
+
+    Raises:
+        UserError: bad settings, another data set in ``out``, a full disk, an expert that never succeeds.
+        KeyboardInterrupt: after everything that was finished has been committed.
+    """
+    if episodes < 1 or workers < 1 or noise < 0:
+        raise UserError(f"episodes {episodes}, workers {workers}, noise {noise}: expected at least 1, 1 and 0")
+    if seed < 0 or seed + episodes > SEED_LIMIT:
+        raise UserError(
+            f"seeds {seed} to {seed + episodes - 1} are not all for collection (0 to {SEED_LIMIT - 1}): the others"
+            " belong to tuning and reports, lower --seed or --episodes"
+        )
+    started, directory, tally = time.monotonic(), Path(out), _Tally()
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # the software renderer is fastest here without threads of its own
+    settings, features, provenance = _settle(
+        environment, tasks, seed, options or {}, noise, instructions, successes_only
+    )
+    with disk_errors(directory), only_writer(directory), ExitStack() as stack:
+        writer = DatasetWriter(directory, features, provenance)
+        pending = directory / PENDING
+        pending.mkdir(exist_ok=True)
+        stack.callback(_sweep, pending, writer)
+        total = episodes * len(settings.tasks)
+        intake = _Intake(writer, pending, total)
+        stack.callback(intake.close)
+        missing = [slot for slot in range(writer.episodes, total) if slot not in intake.waiting]
+        intake.take([])
+        report = partial(_report, progress, writer, intake, tally, total)
+        report()
+        # closing: on Ctrl-C or an error the workers must be at rest before the last commit looks for their episodes
+        finished = stack.enter_context(closing(produce(settings, missing, pending, workers)))
+        for slot, attempts in finished:
+            task = settings.slot(slot)[0]
+            tally.collected += 1
+            tally.failures[task] = tally.failures.get(task, 0) + attempts - 1
+            intake.take([slot])
+            report()
+    failures = {task: count for task, count in tally.failures.items() if count}
+    return CollectReport(
+        directory, writer.episodes, writer.frames, tally.collected, failures, time.monotonic() - started
+    )
+
+
+def _report(
+    progress: Callable[[Progress], None] | None, writer: DatasetWriter, intake: _Intake, tally: _Tally, total: int
+) -> None:
+    if progress is not None:
+        progress(Progress(writer.episodes + len(intake.waiting), total, tally.collected, sum(tally.failures.values())))
+
+
+def _settle(
+    environment: str,
+    tasks: str,
+    seed: int,
+    options: Mapping[str, Any],
+    noise: float,
+    instructions: str,
+    successes_only: bool,
+) -> tuple[Settings, Features, dict[str, Any]]:
+    """Look at the environment once: complete the settings, read its features, note where the data comes from."""
+    name, options = environment_id(environment), dict(options)
+    env = make_environment(name, **options)
+    try:
+        chosen = select_tasks(env, tasks)
+        options_for = getattr(env.unwrapped, "options_for", None)
+        implied = {k: v for k, v in options_for(chosen).items() if k not in options} if options_for else {}
+        if implied:
+            env.close()
+            options |= implied
+            env = make_environment(name, **options)
+        sets = getattr(env.unwrapped, "instruction_sets", ())
+        if sets and instructions not in sets:
+            raise unknown("instruction set", instructions, sets)
+        settings = Settings(name, options, chosen, seed, noise, instructions if sets else None, successes_only)
+        renderer = getattr(env.unwrapped, "renderer", None)
+        provenance = {
+            "environment": name,
+            "options": options,
+            "tasks": list(chosen),
+            "seed": seed,
+            "noise": noise,
+            "kicks": {"rate": KICK_RATE, "steps": KICK_STEPS, "factor": KICK_FACTOR},
+            "instructions": settings.instructions,
+            "successes_only": successes_only,
+            "renderer": renderer if isinstance(renderer, str) else None,
+            "versions": {package: _version(package) for package in ("moe-robot", "mujoco", "gymnasium", "numpy")},
+        }
+        return settings, environment_features(env), provenance
+    finally:
+        env.close()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+class _Intake:
+    """Moves finished episodes from ``pending/`` into the data set, in schedule order, and commits now and then."""
+
+    def __init__(self, writer: DatasetWriter, pending: Path, total: int) -> None:
+        self._writer, self._pending, self._total = writer, pending, total
+        self.waiting = _finished(pending)
+        for slot in [slot for slot in self.waiting if slot < writer.episodes]:  # killed between commit and clean-up
+            self.waiting.pop(slot).unlink()
+        self._moved: list[Path] = []
+        self._due = time.monotonic() + COMMIT_SECONDS
+
+    def take(self, slots: Sequence[int]) -> None:
+        """Note newly finished slots; append those whose turn it is."""
+        self.waiting.update({slot: pending_path(self._pending, slot) for slot in slots})
+        while self._writer.episodes < self._total and self._writer.episodes in self.waiting:
+            path = self.waiting.pop(self._writer.episodes)
+            self._writer.append(EpisodeRecord.load(path))
+            self._moved.append(path)
+        if time.monotonic() >= self._due:
+            self.commit()
+
+    def close(self) -> None:
+        """Take in whatever is finished, also what was reported to nobody because of Ctrl-C."""
+        self.take([slot for slot in _finished(self._pending) if slot >= self._writer.episodes])
+        self.commit()
+
+    def commit(self) -> None:
+        """Make what was appended durable, then drop the files it came from."""
+        started = time.monotonic()
+        self._writer.commit()
+        for path in self._moved:
+            path.unlink()
+        self._moved.clear()
+        now = time.monotonic()
+        self._due = now + max(COMMIT_SECONDS, (now - started) / COMMIT_SHARE)
+
+
+def _finished(pending: Path) -> dict[int, Path]:
+    return {int(path.stem): path for path in pending.glob("*.parquet")}
+
+
+def _sweep(pending: Path, writer: DatasetWriter) -> None:
+    """Remove half-written files and, when nothing waits any more, the folder itself."""
+    for path in pending.glob(f"*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+    if not any(pending.iterdir()):
+        pending.rmdir()

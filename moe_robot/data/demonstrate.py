@@ -1,0 +1,117 @@
+"""Rolls a scripted expert out once, with disturbances, and records what it saw and what it would have done (DART).
+
+DART (Laskey et al. 2017, "DART: Noise Injection for Robust Imitation Learning", section 4): the executed action is
+disturbed, the *clean* expert action is the label, so that the data shows states beside the ideal path together
+with the way back.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moe_robot.data.record import EpisodeBuilder, EpisodeRecord
+from moe_robot.registry import environment_features
+from moe_robot.types import Observation, UserError
+
+KICK_RATE = 0.03
+"""Chance per step that a kick begins: about every tenth step is then kicked."""
+KICK_STEPS = 3
+KICK_FACTOR = 3.0
+"""A kick lasts this many steps with this many times ``noise``: the rare large error that small noise never shows."""
+
+SEED_LIMIT = 10_000
+"""Collection and training own the seeds below; tuning and reports own those from here on."""
+TRIES_PER_LAYOUT = 3
+LAYOUTS = 8
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One rollout of the expert; ``episode`` holds its frames when it is to be kept."""
+
+    success: bool
+    episode: EpisodeRecord
+
+
+def layout_seed(seed: int, attempt: int) -> int:
+    """The environment seed of the ``attempt``-th rollout (from 0) for the episode that owns ``seed``.
+
+    The first :data:`TRIES_PER_LAYOUT` rollouts keep the layout and draw new noise, so that hard layouts are not
+    thrown away lightly. After that comes another layout, at a fixed stride and always below :data:`SEED_LIMIT`:
+    two episodes never share one at the same try, and no seed of tuning or reports is ever touched.
+    """
+    retry = attempt // TRIES_PER_LAYOUT
+    return seed if retry == 0 else (seed + 5_003 + 997 * (retry - 1)) % SEED_LIMIT
+
+
+def demonstrate(env: Any, task: str, seed: int, attempt: int, noise: float, instructions: str | None) -> Rollout:
+    """Roll the expert of ``task`` out until success, failure or time-out. A pure function of its arguments.
+
+    Args:
+        env: a task environment (:class:`moe_robot.types.TaskEnvironment`).
+        task: one of its tasks.
+        seed: the episode's own seed, below :data:`SEED_LIMIT`.
+        attempt: how many rollouts of this episode failed before.
+        noise: mean scale of the disturbance, in the environment's unit of one step's travel. Each rollout draws its own
+            scale uniformly from [0, 2 * noise]; kicks of ``KICK_FACTOR * noise`` come on top.
+        instructions: the instruction set that sentences are drawn from, or None for the environment's only one.
+    """
+    inner = env.unwrapped
+    make_expert = getattr(inner, "make_expert", None)
+    if make_expert is None:
+        raise UserError(f"environment {inner} has no scripted expert (make_expert): demonstrations need one")
+    where = layout_seed(seed, attempt)
+    rng = np.random.default_rng([seed, attempt, zlib.crc32(task.encode())])
+    options: dict[str, Any] = {"task": task} if hasattr(inner, "tasks") else {}
+    if instructions is not None:
+        options["instructions"] = instructions
+    observation, info = env.reset(seed=where, options=options or None)
+    sentence = str(info.get("task") or getattr(inner, "task_description", "") or task)
+    expert = make_expert(task)
+    scale = float(rng.uniform(0.0, 2.0 * noise))
+    builder = EpisodeBuilder(environment_features(env))
+    kick, over, success = 0, False, False
+    while not over:
+        seen = Observation.from_gymnasium(observation, sentence)
+        clean = np.asarray(expert.act(), dtype=np.float32)
+        if seen.state is None:
+            raise UserError(f"environment {inner} gives no agent_pos: demonstrations need the state")
+        builder.add(seen.images, seen.state, clean)
+        if kick == 0 and rng.random() < KICK_RATE:
+            kick = KICK_STEPS
+        strength = max(scale, KICK_FACTOR * noise) if kick else scale
+        kick = max(0, kick - 1)
+        observation, _, terminated, truncated, info = env.step(expert.perturb(clean, strength, rng))
+        success = _succeeded(info)
+        over = terminated or truncated or success
+    extras = {"env_task": task, "seed": where, "success": success, "attempts": attempt + 1, "noise": scale}
+    return Rollout(success, builder.finish(sentence, extras))
+
+
+def _succeeded(info: Mapping[str, Any]) -> bool:
+    if "success" not in info and "is_success" not in info:
+        raise UserError(
+            "the environment's info has neither 'success' nor 'is_success': demonstrations need one of them"
+        )
+    return bool(info.get("success", info.get("is_success")))
+
+
+def demonstrate_until_success(env: Any, task: str, seed: int, noise: float, instructions: str | None) -> EpisodeRecord:
+    """The first successful rollout for ``seed``: new noise first, then other layouts (see :func:`layout_seed`).
+
+    Raises:
+        UserError: none of ``LAYOUTS * TRIES_PER_LAYOUT`` rollouts succeeded.
+    """
+    for attempt in range(LAYOUTS * TRIES_PER_LAYOUT):
+        rollout = demonstrate(env, task, seed, attempt, noise, instructions)
+        if rollout.success:
+            return rollout.episode
+    raise UserError(
+        f"the expert of {task!r} failed {LAYOUTS * TRIES_PER_LAYOUT} times in a row from seed {seed}"
+        f" with noise {noise}: try less --noise"
+    )

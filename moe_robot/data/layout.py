@@ -1,0 +1,282 @@
+"""LeRobot's data set layout v3.0 on disk: names of files, columns and types, and how its meta files are read.
+
+One data set is ``meta/info.json`` (features, totals), ``meta/tasks.parquet`` (sentences), ``meta/stats.json``,
+``meta/episodes/chunk-*/file-*.parquet`` (one row per episode) and ``data/chunk-*/file-*.parquet`` (one row per frame).
+``meta/info.json`` is written last: its ``total_episodes`` is the number of episodes that are complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, Features, UserError
+
+CODEBASE_VERSION = "v3.0"
+FILES_PER_CHUNK = 1000
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+INFO, TASKS, STATS = "meta/info.json", "meta/tasks.parquet", "meta/stats.json"
+PROVENANCE = "moe_robot"
+"""Key of ``info.json`` under which we keep where the data came from; LeRobot leaves unknown keys alone."""
+
+SCALARS: dict[str, pa.DataType] = {
+    "timestamp": pa.float32(),
+    "frame_index": pa.int64(),
+    "episode_index": pa.int64(),
+    "index": pa.int64(),
+    "task_index": pa.int64(),
+}
+EXTRAS: dict[str, pa.DataType] = {
+    "env_task": pa.string(),
+    "seed": pa.int64(),
+    "success": pa.bool_(),
+    "attempts": pa.int64(),
+    "noise": pa.float64(),
+}
+"""Columns we add to ``meta/episodes``: the environment's task name, the seed of the layout, whether it succeeded, how
+many rollouts it took, and the noise scale of this one. Empty where a recording knows no such thing."""
+
+IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+
+
+@dataclass(frozen=True)
+class Info:
+    """What ``meta/info.json`` says.
+
+    Attributes:
+        features: cameras, state and action names, control rate.
+        storage: camera -> ``"image"`` (encoded frames in the data files) or ``"video"``.
+        columns: camera -> its key, ``observation.images.<camera>`` in our data sets.
+        episodes: number of complete episodes.
+        frames: their frames.
+        data_path: template of the data files.
+        provenance: our own record of the origin, empty for a foreign data set.
+        raw: the whole file.
+    """
+
+    features: Features
+    storage: Mapping[str, str]
+    columns: Mapping[str, str]
+    episodes: int
+    frames: int
+    data_path: str
+    provenance: Mapping[str, Any]
+    raw: Mapping[str, Any]
+
+
+def chunk_and_file(number: int) -> dict[str, int]:
+    """The folder and file numbers of the ``number``-th file, to fill a path template."""
+    return {"chunk_index": number // FILES_PER_CHUNK, "file_index": number % FILES_PER_CHUNK}
+
+
+def vector_type(size: int) -> pa.DataType:
+    """A float32 vector column, fixed size; the child's name is the one that Parquet gives back when it is read."""
+    return pa.list_(pa.field("element", pa.float32()), size)
+
+
+def frame_columns(features: Features) -> dict[str, pa.DataType]:
+    """What one frame carries of its own: images, state and action."""
+    return {
+        **{IMAGE_PREFIX + camera: IMAGE_TYPE for camera in features.cameras},
+        STATE: vector_type(len(features.state_names)),
+        ACTION: vector_type(len(features.action_names)),
+    }
+
+
+def data_schema(features: Features) -> pa.Schema:
+    """Columns of a data file, with the note by which Hugging Face ``datasets`` decodes images and vectors."""
+    columns = {**frame_columns(features), **SCALARS}
+    notes: dict[str, Any] = {}
+    for name, kind in columns.items():
+        if kind == IMAGE_TYPE:
+            notes[name] = {"_type": "Image"}
+        elif pa.types.is_fixed_size_list(kind):
+            notes[name] = {
+                "feature": {"dtype": "float32", "_type": "Value"},
+                "length": kind.list_size,  # type: ignore[attr-defined]
+                "_type": "List",
+            }
+        else:
+            notes[name] = {"dtype": "float32" if pa.types.is_floating(kind) else "int64", "_type": "Value"}
+    note = json.dumps({"info": {"features": notes}})
+    return pa.schema([pa.field(name, kind) for name, kind in columns.items()], metadata={"huggingface": note})
+
+
+def info_json(features: Features, episodes: int, frames: int, tasks: int, provenance: Mapping[str, Any]) -> dict:
+    """The content of ``meta/info.json`` of a data set whose cameras are stored as encoded images."""
+    described: dict[str, Any] = {
+        IMAGE_PREFIX + camera: {"dtype": "image", "shape": [h, w, 3], "names": ["height", "width", "channels"]}
+        for camera, (h, w) in features.cameras.items()
+    }
+    for key, names in ((STATE, features.state_names), (ACTION, features.action_names)):
+        described[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+    for key, kind in SCALARS.items():
+        dtype = "float32" if pa.types.is_floating(kind) else "int64"
+        described[key] = {"dtype": dtype, "shape": [1], "names": None}
+    return {
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": None,
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "chunks_size": FILES_PER_CHUNK,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "fps": features.fps,
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": DATA_PATH,
+        "video_path": None,
+        "features": described,
+        PROVENANCE: dict(provenance),
+    }
+
+
+def read_info(directory: str | Path) -> Info:
+    """Read ``meta/info.json``.
+
+    Raises:
+        UserError: there is none, it is broken, of another version, or lacks a state or an action.
+    """
+    path = Path(directory) / INFO
+    if not path.is_file():
+        raise UserError(f"no data set at {directory}: expected {INFO} of a LeRobot v3 data set (see moe-robot collect)")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw["codebase_version"]
+        if version != CODEBASE_VERSION:
+            raise UserError(
+                f"{path} is LeRobot {version}: expected {CODEBASE_VERSION}, convert it with LeRobot's tools"
+            )
+        described = raw["features"]
+        missing = [key for key in (STATE, ACTION) if key not in described]
+        if missing:
+            raise UserError(f"{path} has no feature {missing[0]!r}: expected {STATE!r} and {ACTION!r}")
+        keys = {
+            key.removeprefix(IMAGE_PREFIX): key for key in described if described[key]["dtype"] in ("image", "video")
+        }
+        cameras = {camera: described[key] for camera, key in keys.items()}
+        return Info(
+            features=Features(
+                cameras={camera: _image_size(feature) for camera, feature in cameras.items()},
+                state_names=_vector_names(described[STATE], "state"),
+                action_names=_vector_names(described[ACTION], "action"),
+                fps=int(raw["fps"]),
+            ),
+            columns=keys,
+            storage={camera: feature["dtype"] for camera, feature in cameras.items()},
+            episodes=int(raw["total_episodes"]),
+            frames=int(raw["total_frames"]),
+            data_path=raw["data_path"],
+            provenance=raw.get(PROVENANCE, {}),
+            raw=raw,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is broken ({type(error).__name__}: {error}): expected LeRobot v3 info") from error
+
+
+def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
+    shape, names = feature["shape"], feature.get("names")
+    if names and names[0] in ("channel", "channels"):
+        return int(shape[1]), int(shape[2])
+    return int(shape[0]), int(shape[1])
+
+
+def _vector_names(feature: Mapping[str, Any], kind: str) -> tuple[str, ...]:
+    """LeRobot allows a list of names, a dict of one list (``{"motors": [...]}``), or nothing."""
+    names, size = feature.get("names"), int(feature["shape"][0])
+    if isinstance(names, Mapping):
+        names = next(iter(names.values()), None)
+    if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != size:
+        return tuple(f"{kind}_{i}" for i in range(size))
+    return tuple(map(str, names))
+
+
+def tasks_table(sentences: Sequence[str]) -> pa.Table:
+    """``meta/tasks.parquet``: the pandas frame that LeRobot reads, with the sentence as its index."""
+    index = "__index_level_0__"
+    pandas = {
+        "index_columns": [index],
+        "column_indexes": [
+            {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+        ],
+        "columns": [
+            {
+                "name": "task_index",
+                "field_name": "task_index",
+                "pandas_type": "int64",
+                "numpy_type": "int64",
+                "metadata": None,
+            },
+            {"name": None, "field_name": index, "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+        ],
+        "attributes": {},
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.0",
+    }
+    schema = pa.schema([("task_index", pa.int64()), (index, pa.string())], metadata={"pandas": json.dumps(pandas)})
+    return pa.table({"task_index": list(range(len(sentences))), index: list(sentences)}, schema=schema)
+
+
+def read_tasks(directory: str | Path) -> tuple[str, ...]:
+    """The sentences by ``task_index``."""
+    table = read_table(Path(directory) / TASKS)
+    column = next((name for name in ("__index_level_0__", "task") if name in table.column_names), None)
+    if column is None or "task_index" not in table.column_names:
+        raise UserError(
+            f"{Path(directory) / TASKS} has columns {table.column_names}: expected task_index and sentences"
+        )
+    by_index = dict(zip(table["task_index"].to_pylist(), table[column].to_pylist(), strict=True))
+    return tuple(str(by_index[i]) for i in sorted(by_index))
+
+
+def all_columns(path: Path) -> list[str]:
+    """The column names of a Parquet file, statistics included."""
+    try:
+        return pq.read_schema(path).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): copy the data set again") from error
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file (without columns of statistics), or say in one line which file is missing or damaged."""
+    try:
+        file = pq.ParquetFile(path)
+        if columns is None:
+            columns = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
+        return file.read(columns=list(columns))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the data set is incomplete, copy or collect it again") from None
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged ({reason}): copy or collect the data set again") from error
+
+
+def read_episodes(directory: str | Path, info: Info, statistics: bool = False) -> pa.Table:
+    """The complete episodes, one row each, ordered by ``episode_index``, with or without their statistics columns.
+
+    Raises:
+        UserError: a file is missing or damaged, or fewer episodes are listed than ``info`` says are complete.
+    """
+    directory = Path(directory)
+    if info.episodes == 0:
+        raise UserError(f"{directory} holds no finished episode: collect again into it")
+    tables = []
+    for path in sorted((directory / "meta" / "episodes").glob("chunk-*/file-*.parquet")):
+        tables.append(read_table(path, all_columns(path) if statistics else None))
+    if not tables:
+        raise UserError(f"{directory}/meta/episodes is missing: {INFO} says {info.episodes} episodes, copy it again")
+    table = pa.concat_tables(tables, promote_options="default").sort_by("episode_index")
+    listed = [i for i in table["episode_index"].to_pylist() if i < info.episodes]
+    if listed != list(range(info.episodes)):
+        raise UserError(
+            f"{directory}/meta/episodes lists {len(listed)} episodes: {INFO} says {info.episodes}, copy it again"
+        )
+    return table.slice(0, info.episodes)

@@ -1,0 +1,138 @@
+"""One finished episode: encoded frames, states, actions and what is known about it, on its way into a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moe_robot.data.durable import write_atomically
+from moe_robot.data.layout import EXTRAS, IMAGE_TYPE, frame_columns
+from moe_robot.data.statistics import ImageStatistics, from_columns, to_columns, vector_statistics
+from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
+
+_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+"""Level 1 of 9: on 96 px frames 0.2 ms, against 3 ms at level 9 for files a quarter smaller."""
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """A finished episode.
+
+    Attributes:
+        frames: N rows; encoded images (struct of bytes and path), state and action (float32 vectors), by feature key.
+        sentence: the instruction.
+        extras: values for the columns of :data:`moe_robot.data.layout.EXTRAS`; what is unknown is left out.
+        statistics: per feature of ``frames``.
+    """
+
+    frames: pa.Table
+    sentence: str
+    extras: Mapping[str, Any]
+    statistics: Mapping[str, FeatureStatistics]
+
+    def __len__(self) -> int:
+        return self.frames.num_rows
+
+    def save(self, path: Path) -> None:
+        """Keep the episode in a file of its own until the data set takes it in; atomic and flushed to the disk."""
+        head = {
+            "sentence": self.sentence,
+            "extras": dict(self.extras),
+            "statistics": {key: to_columns(value, image=False) for key, value in self.statistics.items()},
+        }
+        table = self.frames.replace_schema_metadata({"episode": json.dumps(head)})
+        write_atomically(
+            path, lambda temporary: pq.write_table(table, temporary, compression="none", use_dictionary=False)
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> EpisodeRecord:
+        """The inverse of :meth:`save`, bit for bit."""
+        try:
+            table = pq.ParquetFile(path).read()
+            head = json.loads((table.schema.metadata or {})[b"episode"])
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it, its episode will be collected again") from error
+        statistics = {key: from_columns(value) for key, value in head["statistics"].items()}
+        return cls(table.replace_schema_metadata(None), head["sentence"], head["extras"], statistics)
+
+
+class EpisodeBuilder:
+    """Takes frames as they come and makes an :class:`EpisodeRecord` of them.
+
+    Frames are encoded at once: a long episode never lies in memory uncompressed, and the caller may reuse its buffers.
+    """
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+        self._images: dict[str, list[bytes]] = {camera: [] for camera in features.cameras}
+        self._image_statistics = {camera: ImageStatistics() for camera in features.cameras}
+        self._states: list[np.ndarray] = []
+        self._actions: list[np.ndarray] = []
+
+    def add(self, images: Mapping[str, np.ndarray], state: np.ndarray, action: np.ndarray) -> None:
+        """Append one frame: uint8 images (H, W, 3) RGB per camera, state (S,), action (A,).
+
+        Raises:
+            UserError: a camera is missing, a shape is not that of the features, or a value is not finite.
+        """
+        at = len(self._actions)
+        for camera, (height, width) in self._features.cameras.items():
+            image = images.get(camera)
+            if image is None:
+                raise UserError(f"frame {at} has no image of camera {camera!r}: it has {', '.join(images) or 'none'}")
+            if image.shape != (height, width, 3) or image.dtype != np.uint8:
+                raise UserError(
+                    f"frame {at}: camera {camera!r} gave {image.dtype} {image.shape},"
+                    f" expected uint8 {(height, width, 3)}"
+                )
+        for key, value, names, rows in (
+            (STATE, state, self._features.state_names, self._states),
+            (ACTION, action, self._features.action_names, self._actions),
+        ):
+            row = np.array(value, dtype=np.float32)
+            if row.shape != (len(names),):
+                raise UserError(f"frame {at}: {key} has shape {row.shape}, expected ({len(names)},)")
+            if not np.isfinite(row).all():
+                bad = names[int(np.flatnonzero(~np.isfinite(row))[0])]
+                raise UserError(f"frame {at}: {key} entry {bad!r} is not finite: mend the environment or the sensor")
+            rows.append(row)
+        for camera in self._features.cameras:
+            self._images[camera].append(encode_image(images[camera]))
+            self._image_statistics[camera].add(images[camera])
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    def finish(self, sentence: str, extras: Mapping[str, Any] | None = None) -> EpisodeRecord:
+        """The episode of all frames added so far, of which there must be at least one."""
+        extras = dict(extras or {})
+        unknown = set(extras) - set(EXTRAS)
+        if unknown or not self._actions:
+            raise ValueError(f"unknown extras {sorted(unknown)}" if unknown else "an episode needs at least one frame")
+        states, actions = np.stack(self._states), np.stack(self._actions)
+        statistics = {IMAGE_PREFIX + camera: s.statistics() for camera, s in self._image_statistics.items()}
+        statistics |= {STATE: vector_statistics(states), ACTION: vector_statistics(actions)}
+        columns: dict[str, pa.Array] = {
+            IMAGE_PREFIX + camera: pa.StructArray.from_arrays(
+                [pa.array(encoded, pa.binary()), pa.nulls(len(encoded), pa.string())], fields=list(IMAGE_TYPE)
+            )
+            for camera, encoded in self._images.items()
+        }
+        types = frame_columns(self._features)
+        for key, rows in ((STATE, states), (ACTION, actions)):
+            columns[key] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), type=types[key])
+        return EpisodeRecord(pa.table(columns), sentence, extras, statistics)
+
+
+def encode_image(image: np.ndarray) -> bytes:
+    """A uint8 RGB image (H, W, 3) as PNG, without loss."""
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _PNG)[1].tobytes()

@@ -1,0 +1,267 @@
+"""Writes a LeRobot v3 data set that is complete and readable after every commit, whatever kills the writer.
+
+Order of a commit: data file, episodes file, tasks, statistics, and ``meta/info.json`` last. Readers trust
+``total_episodes`` of ``info.json``, so a kill between any two files leaves the earlier state. The newest data file
+grows until it holds :data:`FILE_BYTES` and is rewritten (atomically) by each commit until then; where one file ends
+depends on the episodes alone, so the same episodes give the same files, bit for bit, however often the writer stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from moe_robot.data.durable import write_atomically, write_json
+from moe_robot.data.layout import (
+    DATA_PATH,
+    EPISODES_PATH,
+    EXTRAS,
+    INFO,
+    SCALARS,
+    STATS,
+    TASKS,
+    chunk_and_file,
+    data_schema,
+    info_json,
+    read_episodes,
+    read_info,
+    read_table,
+    read_tasks,
+    tasks_table,
+)
+from moe_robot.data.record import EpisodeRecord
+from moe_robot.data.statistics import QUANTILES, combine, from_columns, to_columns, vector_statistics
+from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
+
+FILE_BYTES = 32 * 2**20
+"""A data file that holds this much takes no further episode. It bounds what one commit rewrites."""
+
+
+class DatasetWriter:
+    """Appends finished episodes to a data set. One writer at a time (:func:`moe_robot.data.durable.only_writer`).
+
+    Attributes:
+        episodes: number of episodes on disk or waiting for the next commit.
+        frames: their frames.
+    """
+
+    def __init__(self, directory: str | Path, features: Features, provenance: Mapping[str, Any]) -> None:
+        """Begin a data set in ``directory``, or go on with the one that is there.
+
+        Raises:
+            UserError: the directory holds another data set: the first difference is named.
+        """
+        self.directory = Path(directory)
+        self.features = features
+        self.provenance = json.loads(json.dumps(dict(provenance)))  # as it reads back: lists for tuples
+        self.episodes = self.frames = 0
+        self._sentences: dict[str, int] = {}
+        self._statistics: dict[str, list[FeatureStatistics]] = {}
+        self._vectors: dict[str, list[np.ndarray]] = {STATE: [], ACTION: []}
+        self._file = 0  # number of the data file that takes the next episode
+        self._tables: list[pa.Table] = []  # its episodes so far
+        self._rows: list[dict[str, Any]] = []  # their rows of meta/episodes
+        self._bytes = 0
+        self._changed = False
+        if (self.directory / INFO).exists():
+            self._go_on()
+        else:
+            self._begin()
+
+    def append(self, record: EpisodeRecord) -> None:
+        """Add an episode as the last one. It is on disk after the next :meth:`commit`."""
+        if self._bytes >= FILE_BYTES:
+            self.commit()
+            self._file, self._tables, self._rows, self._bytes = self._file + 1, [], [], 0
+        n, first = len(record), self.frames
+        task = self._sentences.setdefault(record.sentence, len(self._sentences))
+        steps = np.arange(n)
+        scalars = {
+            "timestamp": (steps / self.features.fps).astype(np.float32),
+            "frame_index": steps,
+            "episode_index": np.full(n, self.episodes),
+            "index": first + steps,
+            "task_index": np.full(n, task),
+        }
+        columns = {name: record.frames[name] for name in record.frames.column_names}
+        columns |= {name: pa.array(values, SCALARS[name]) for name, values in scalars.items()}
+        schema = data_schema(self.features)
+        table = pa.table([columns[name] for name in schema.names], schema=schema)
+        statistics = {**record.statistics, **{k: vector_statistics(v[:, None]) for k, v in scalars.items()}}
+        self._rows.append(
+            {
+                "episode_index": self.episodes,
+                "tasks": [record.sentence],
+                "length": n,
+                **{f"data/{key}": value for key, value in chunk_and_file(self._file).items()},
+                "dataset_from_index": first,
+                "dataset_to_index": first + n,
+                **{name: record.extras.get(name) for name in EXTRAS},
+                **{
+                    f"stats/{key}/{name}": value
+                    for key, part in statistics.items()
+                    for name, value in to_columns(part, image=key.startswith(IMAGE_PREFIX)).items()
+                },
+                **{f"meta/episodes/{key}": value for key, value in chunk_and_file(self._file).items()},
+            }
+        )
+        self._take(table, statistics)
+        self.episodes += 1
+        self.frames += n
+        self._changed = True
+
+    def commit(self) -> None:
+        """Make every appended episode durable and visible to readers."""
+        if not self._changed:
+            return
+        numbers = chunk_and_file(self._file)
+        write_atomically(self.directory / DATA_PATH.format(**numbers), self._write_data)
+        write_atomically(self.directory / EPISODES_PATH.format(**numbers), self._write_episodes)
+        self._write_tasks()
+        combined = {key: combine(parts) for key, parts in self._statistics.items()}
+        for key, blocks in self._vectors.items():  # vectors are small: their quantiles are exact, not averaged
+            combined[key] = replace(combined[key], quantiles=vector_statistics(np.concatenate(blocks)).quantiles)
+        write_json(
+            self.directory / STATS,
+            {key: to_columns(value, image=key.startswith(IMAGE_PREFIX)) for key, value in combined.items()},
+        )
+        self._write_info()
+        self._changed = False
+
+    def _begin(self) -> None:
+        strangers = [path.name for path in self.directory.glob("*") if not path.name.startswith(".")]
+        if strangers:
+            raise UserError(
+                f"{self.directory} is not empty and no data set (it holds {strangers[0]!r}): choose another directory"
+            )
+        self._write_tasks()
+        self._write_info()
+
+    def _go_on(self) -> None:
+        info = read_info(self.directory)
+        self._refuse_another(info.features, info.provenance)
+        if info.episodes == 0:
+            return
+        table = read_episodes(self.directory, info, statistics=True)
+        for number, sentence in enumerate(read_tasks(self.directory)):
+            self._sentences[sentence] = number
+        self.episodes, self.frames = info.episodes, info.frames
+        keys = [
+            name.split("/")[1] for name in table.column_names if name.startswith("stats/") and name.endswith("/mean")
+        ]
+        rows = table.to_pylist()
+        schema = data_schema(self.features)
+        files = [row["data/chunk_index"] * 1000 + row["data/file_index"] for row in rows]
+        self._file = files[-1]
+        for number in sorted(set(files)):
+            mine = [row for row, file in zip(rows, files, strict=True) if file == number]
+            last = number == self._file
+            path = self.directory / DATA_PATH.format(**chunk_and_file(number))
+            data = read_table(path, schema.names if last else [STATE, ACTION])
+            start = mine[0]["dataset_from_index"]
+            for row in mine:
+                frames = data.slice(row["dataset_from_index"] - start, row["length"])
+                if frames.num_rows != row["length"]:
+                    raise UserError(f"{path} ends before episode {row['episode_index']}: copy or collect it again")
+                statistics = {
+                    key: from_columns({name: row[f"stats/{key}/{name}"] for name in _STATISTICS}) for key in keys
+                }
+                self._take(frames.cast(schema) if last else frames, statistics, buffer=last)
+            if last:
+                self._rows = mine
+
+    def _take(self, frames: pa.Table, statistics: Mapping[str, FeatureStatistics], buffer: bool = True) -> None:
+        for key, part in statistics.items():
+            self._statistics.setdefault(key, []).append(part)
+        for key, blocks in self._vectors.items():
+            blocks.append(vector_rows(frames[key]))
+        if buffer:
+            self._tables.append(frames)
+            self._bytes += sum(_encoded_bytes(frames[name]) for name in frames.column_names)
+
+    def _refuse_another(self, features: Features, provenance: Mapping[str, Any]) -> None:
+        for name in sorted({*self.provenance, *provenance}):
+            mine, theirs = self.provenance.get(name), provenance.get(name)
+            if mine != theirs:
+                raise UserError(
+                    f"{self.directory} holds another data set ({name} {theirs!r}, expected {mine!r}):"
+                    " choose another directory or the same settings"
+                )
+        difference = self.features.mismatch(features) or features.mismatch(self.features)
+        if difference:
+            raise UserError(f"{self.directory} holds another data set ({difference}): choose another directory")
+
+    def _write_data(self, path: Path) -> None:
+        schema = data_schema(self.features)
+        # PNG does not compress again, and min/max of image bytes would only bloat the footer.
+        plain = [f"{IMAGE_PREFIX}{camera}.{part}" for camera in self.features.cameras for part in ("bytes", "path")]
+        leaves = [f"{STATE}.list.element", f"{ACTION}.list.element", *SCALARS]
+        how: dict[str, Any] = {
+            "compression": {**dict.fromkeys(leaves, "SNAPPY"), **dict.fromkeys(plain, "NONE")},
+            "use_dictionary": False,
+            "write_statistics": list(SCALARS),
+        }
+        with pq.ParquetWriter(path, schema, **how) as writer:
+            for table in self._tables:  # one row group per episode, as LeRobot writes: an episode is read alone
+                writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
+
+    def _write_episodes(self, path: Path) -> None:
+        table = pa.Table.from_pylist(self._rows, schema=_episodes_schema(self._rows[0]))
+        pq.write_table(table, path, use_dictionary=False)
+
+    def _write_tasks(self) -> None:
+        table = tasks_table(list(self._sentences))
+        write_atomically(self.directory / TASKS, lambda path: pq.write_table(table, path, use_dictionary=False))
+
+    def _write_info(self) -> None:
+        info = info_json(self.features, self.episodes, self.frames, len(self._sentences), self.provenance)
+        write_json(self.directory / INFO, info)
+
+
+_STATISTICS: Sequence[str] = ("min", "max", "mean", "std", "count", *QUANTILES)
+
+
+def _episodes_schema(row: Mapping[str, Any]) -> pa.Schema:
+    fields = []
+    for name in row:
+        if name == "tasks":
+            kind: pa.DataType = pa.list_(pa.field("element", pa.string()))
+        elif name in EXTRAS:
+            kind = EXTRAS[name]
+        elif name.startswith("stats/"):
+            _, key, which = name.split("/")
+            counted = SCALARS.get(key) == pa.int64() and which in ("min", "max")
+            kind = pa.int64() if counted or which == "count" else pa.float64()
+            depth = 3 if key.startswith(IMAGE_PREFIX) and which != "count" else 1
+            for _ in range(depth):
+                kind = pa.list_(pa.field("element", kind))
+        else:
+            kind = pa.int64()
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
+
+
+def vector_rows(column: pa.ChunkedArray) -> np.ndarray:
+    """A float32 array (N, D) of a column of vectors of one size."""
+    if len(column) == 0:
+        raise ValueError("no rows")
+    flat = pc.call_function("list_flatten", [column]).to_numpy()
+    return np.asarray(flat, dtype=np.float32).reshape(len(column), -1)
+
+
+def _encoded_bytes(column: pa.ChunkedArray) -> int:
+    """Bytes of content, whatever buffers hold it: it decides where a file ends and must not depend on history."""
+    if pa.types.is_struct(column.type):
+        lengths = (pc.call_function("binary_length", [chunk.field("bytes")]) for chunk in column.chunks)
+        return sum(int(length.to_numpy().sum()) for length in lengths)
+    if pa.types.is_fixed_size_list(column.type):
+        return len(column) * column.type.list_size * 4
+    return len(column) * 8

@@ -1,0 +1,163 @@
+"""Runs the slots of a collection, in this process or in several; every finished episode becomes a file of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
+from typing import Any
+
+from moe_robot.data.demonstrate import demonstrate, demonstrate_until_success
+from moe_robot.data.durable import disk_errors
+from moe_robot.registry import make_environment
+from moe_robot.types import UserError
+
+# One thread per worker: the renderer and BLAS would otherwise start one per core in each of them.
+WORKER_ENVIRONMENT = {
+    "LP_NUM_THREADS": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides every bit of a collection, apart from its length.
+
+    Attributes:
+        environment: Gymnasium id.
+        options: keyword arguments of the environment.
+        tasks: task names, in the order of the schedule.
+        seed: episode i of every task starts from seed + i.
+        noise: mean disturbance of the executed action, in the environment's unit of one step's travel.
+        instructions: instruction set of the sentences, None when the environment has no sets.
+        successes_only: try again until the expert succeeds; False keeps the first rollout as it is.
+    """
+
+    environment: str
+    options: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    seed: int
+    noise: float
+    instructions: str | None
+    successes_only: bool = True
+
+    def slot(self, number: int) -> tuple[str, int]:
+        """Task and seed of the ``number``-th episode."""
+        return self.tasks[number % len(self.tasks)], self.seed + number // len(self.tasks)
+
+
+def pending_path(pending: Path, slot: int) -> Path:
+    """Where the finished episode of a slot waits for its turn."""
+    return pending / f"{slot:06d}.parquet"
+
+
+def produce(settings: Settings, slots: Sequence[int], pending: Path, workers: int) -> Generator[tuple[int, int]]:
+    """Put the episode of every slot into ``pending``; yields (slot, number of rollouts it took) as they finish."""
+    if not slots:
+        return
+    if min(workers, len(slots)) == 1:
+        worker = _Worker(settings, pending)
+        try:
+            for slot in slots:
+                yield slot, worker.run(slot)
+        finally:
+            worker.close()
+        return
+    queue = iter(slots)
+    with _worker_environment():
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(settings, pending)
+        )
+        # A short queue keeps slots nearly in order, so that few finished episodes wait for a slow earlier one.
+        running: dict[Future[int], int] = {}
+        try:
+            for slot in _up_to(2 * workers, queue):
+                running[pool.submit(_run_in_worker, slot)] = slot
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    slot = running.pop(future)
+                    yield slot, future.result()
+                    for following in _up_to(1, queue):
+                        running[pool.submit(_run_in_worker, following)] = following
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a collection worker died (out of memory?): finished episodes are kept,"
+                " run the same command again with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _up_to(count: int, queue: Iterator[int]) -> list[int]:
+    return [slot for _, slot in zip(range(count), queue, strict=False)]
+
+
+@contextmanager
+def _worker_environment() -> Iterator[None]:
+    """Environment variables for worker processes only: BLAS reads them when it is loaded, before our code runs."""
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update({name: value for name, value in WORKER_ENVIRONMENT.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+class _Worker:
+    """Collects slots in one process. The environment is made by the first slot, so that its errors reach the user."""
+
+    def __init__(self, settings: Settings, pending: Path) -> None:
+        self.settings, self.pending, self.env = settings, pending, None
+
+    def close(self) -> None:
+        if self.env is not None:
+            self.env.close()
+
+    def run(self, slot: int) -> int:
+        """Collect one slot; the number of rollouts it took."""
+        s = self.settings
+        if self.env is None:
+            self.env = make_environment(s.environment, **s.options)
+        task, seed = s.slot(slot)
+        if s.successes_only:
+            episode = demonstrate_until_success(self.env, task, seed, s.noise, s.instructions)
+        else:
+            episode = demonstrate(self.env, task, seed, 0, s.noise, s.instructions).episode
+        with disk_errors(self.pending.parent):
+            episode.save(pending_path(self.pending, slot))
+        return int(episode.extras["attempts"])
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(settings: Settings, pending: Path) -> None:
+    """Set up a worker process. Ctrl-C is the parent's business; a worker ends with its parent, however that ends."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = _Worker(settings, pending)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_any([parent.sentinel])
+        os._exit(1)
+
+
+def _run_in_worker(slot: int) -> int:
+    assert _worker is not None
+    return _worker.run(slot)

@@ -1,0 +1,148 @@
+"""Keeps finished episodes on disk, one line each, so that an interrupted evaluation goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from moe_robot.evaluation.episode import Episode, Job
+from moe_robot.types import Routing, UserError
+
+PARTIAL = "episodes.partial.jsonl"
+COMPLETE = "episodes.jsonl"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full or unwritable disk into one line that names the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write {path}: {reason}; free some space or name another --out") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Journal:
+    """The episodes finished so far in ``out/episodes.partial.jsonl``; :meth:`finish` renames it to ``episodes.jsonl``.
+
+    The first line says which evaluation they belong to: everything that decides an episode except its job. A later
+    run with the same first line goes on; another one is refused, because mixed episodes would be nobody's result.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
+        self.path = out / PARTIAL
+        identity = json.loads(json.dumps(identity, sort_keys=True))  # as it will be read back
+        self.episodes: dict[Job, Episode] = {}
+        kept: list[str] = []
+        with writing(self.path):
+            out.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                kept = self._read(identity)
+            header = json.dumps({"evaluation": identity}, sort_keys=True)
+            write_atomically(self.path, "".join(line + "\n" for line in [header, *kept]))
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+
+    def _read(self, identity: Mapping[str, Any]) -> list[str]:
+        header, *lines = self.path.read_text(encoding="utf-8").splitlines() or [""]
+        try:
+            theirs = json.loads(header)["evaluation"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{self.path} is no journal of episodes: remove it or name another --out") from None
+        if theirs != identity:
+            differs = ", ".join(sorted(k for k in {*theirs, *identity} if theirs.get(k) != identity.get(k)))
+            raise UserError(
+                f"{self.path} holds an unfinished evaluation with another {differs}: "
+                "finish it with its own command, remove it, or name another --out"
+            )
+        kept = []
+        for line in lines:
+            try:
+                episode = episode_from_json(json.loads(line))
+            except json.JSONDecodeError:
+                break  # the line that was being written when the run stopped
+            self.episodes[episode.job] = episode
+            kept.append(line)
+        return kept
+
+    def add(self, episode: Episode) -> None:
+        """Keep a finished episode, on disk before this returns."""
+        with writing(self.path):
+            self._file.write(json.dumps(episode_to_json(episode)) + "\n")
+            self._file.flush()
+        self.episodes[episode.job] = episode
+
+    def finish(self) -> None:
+        """Mark the evaluation as complete: a later run starts afresh."""
+        self._file.close()
+        with writing(self.path):
+            self.path.replace(self.path.with_name(COMPLETE))
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with writing(self.path):
+            self._file.close()
+
+
+def episode_to_json(episode: Episode) -> dict[str, Any]:
+    """A plain dict, one line of ``episodes.jsonl``."""
+    routing = episode.routing
+    plain = {name: getattr(episode, name) for name in Episode.__dataclass_fields__ if name not in {"job", "routing"}}
+    return {
+        **asdict(episode.job),
+        **plain,
+        "latency_ms": [round(t, 4) for t in episode.latency_ms],
+        "step_ms": [round(t, 4) for t in episode.step_ms],
+        "routing": routing
+        and {
+            "modalities": routing.modalities,
+            "experts": routing.experts,
+            "roles": routing.roles,
+            "counts_LME": routing.counts_LME.tolist(),
+        },
+    }
+
+
+def episode_from_json(data: Mapping[str, Any]) -> Episode:
+    """The inverse of :func:`episode_to_json`."""
+    rest = dict(data)
+    job = Job(**{name: rest.pop(name) for name in Job.__dataclass_fields__})
+    routing = rest.pop("routing")
+    if routing is not None:
+        routing = Routing(
+            tuple(routing["modalities"]),
+            tuple(routing["experts"]),
+            tuple(routing["roles"]),
+            np.asarray(routing["counts_LME"], dtype=np.int64),
+        )
+    latency_ms, step_ms = tuple(rest.pop("latency_ms")), tuple(rest.pop("step_ms"))
+    return Episode(job=job, routing=routing, latency_ms=latency_ms, step_ms=step_ms, **rest)
