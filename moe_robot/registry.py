@@ -73,8 +73,8 @@ def environment_features(env: Any) -> Features:
         )
     pixels = space["pixels"]
     cameras = pixels.spaces if isinstance(pixels, gymnasium.spaces.Dict) else {"pixels": pixels}
-    n_state, n_action = np.prod(space["agent_pos"].shape), np.prod(env.action_space.shape)
-    sizes = {name: box.shape or () for name, box in cameras.items()}
+    n_state, n_action = np.prod(space["agent_pos"].shape or ()), np.prod(env.action_space.shape)
+    sizes: dict[str, Any] = {name: box.shape for name, box in cameras.items()}
     fps = getattr(inner, "control_hz", None) or env.metadata.get("render_fps", 10)
     return Features(
         cameras={name: (int(size[0]), int(size[1])) for name, size in sizes.items()},

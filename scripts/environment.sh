@@ -17,7 +17,7 @@ stop() { say "$*"; exit 1; }
 set_run_variables() {
   export MUJOCO_GL="${MUJOCO_GL:-egl}"               # everything here is drawn off screen; works with and without a display
   export LP_NUM_THREADS="${LP_NUM_THREADS:-0}"       # Mesa's software renderer: its threads cost more than they bring
-  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"   # cores that this process may use, not all of the machine's
   export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 }
 

@@ -1,5 +1,42 @@
-"""MuJoCo worlds as Gymnasium environments."""
+"""MuJoCo worlds as Gymnasium environments.
+
+``import gymnasium, moe_envs`` registers them (so do ``gymnasium.make("moe_envs:moe_robot/PitStop-v0")`` and every
+``moe-robot`` verb). Where Gymnasium is not loaded yet it is not loaded from here: call :func:`register` then.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+PITSTOP = "moe_robot/PitStop-v0"
 
 
 def register() -> None:
-    """Register the environments (called by Gymnasium through its entry points)."""
+    """Register the environments; again is harmless.
+
+    It is the entry point (group ``gymnasium.envs``) through which :mod:`moe_robot.registry` finds them; Gymnasium 1.x
+    itself no longer loads that group.
+    """
+    import gymnasium
+
+    if PITSTOP not in gymnasium.registry:
+        gymnasium.register(PITSTOP, entry_point="moe_envs:make_pitstop")
+
+
+def make_pitstop(**options: Any) -> Any:
+    """PitStop with its time limit, which is in seconds and therefore a number of steps that depends on ``control_hz``.
+
+    ``options`` are those of :class:`moe_envs.pitstop.env.PitStopEnv`.
+    """
+    from gymnasium.wrappers import TimeLimit
+
+    from moe_envs.pitstop.env import PitStopEnv
+    from moe_envs.pitstop.tasks import TIME_LIMIT_S
+
+    env = PitStopEnv(**options)
+    return TimeLimit(env, max_episode_steps=round(TIME_LIMIT_S * env.control_hz))
+
+
+if "gymnasium" in sys.modules:
+    register()

@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = DONE if options is None else int(module.run(options) or DONE)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _end_workers()
-        print(f"\n{name}: interrupted; what was finished is kept", file=sys.stderr)
+        print(f"\n{name}: interrupted; {str(interrupt) or 'what was finished is kept'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():

@@ -136,9 +136,7 @@ def locked_versions(text: str) -> dict[str, str]:
 
     lines = (line.rstrip(" \\") for line in text.splitlines() if re.match(r"^[A-Za-z0-9]", line))
     pins = [Requirement(line) for line in lines]
-    return {
-        pin.name: next(iter(pin.specifier)).version for pin in pins if pin.marker is None or pin.marker.evaluate()
-    }
+    return {pin.name: next(iter(pin.specifier)).version for pin in pins if pin.marker is None or pin.marker.evaluate()}
 
 
 def drawing(measured: Drawing) -> Finding:
@@ -183,10 +181,14 @@ def extra(name: str) -> Finding:
     from packaging.requirements import Requirement
 
     wanted = [Requirement(line) for line in importlib.metadata.requires("moe-robot") or ()]
-    wanted = [r for r in wanted if r.marker and r.marker.evaluate({"extra": name}) and not r.marker.evaluate({"extra": ""})]
+    wanted = [
+        r for r in wanted if r.marker and r.marker.evaluate({"extra": name}) and not r.marker.evaluate({"extra": ""})
+    ]
     missing = [r.name for r in wanted if _installed(r.name) is None]
     if missing:
-        return Finding(f"extra {name}", "note", f"not installed: {', '.join(missing)}", f"pip install 'moe-robot[{name}]'")
+        return Finding(
+            f"extra {name}", "note", f"not installed: {', '.join(missing)}", f"pip install 'moe-robot[{name}]'"
+        )
     return Finding(f"extra {name}", "ok", ", ".join(f"{r.name} {_installed(r.name)}" for r in wanted))
 
 

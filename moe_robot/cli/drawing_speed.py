@@ -1,4 +1,4 @@
-"""Measures how fast this machine draws camera pictures, in a process of its own because a broken GL driver may kill it."""
+"""Measures how fast this machine draws camera pictures, in a process of its own: a broken GL driver may kill it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def measure_in_a_process(timeout: float = 120) -> Drawing:
     if done.returncode == 0:
         return Drawing(**json.loads(done.stdout.splitlines()[-1]))
     if done.returncode < 0:
-        return Drawing("", 0, 0, f"the GL driver crashed (signal {-done.returncode}, MUJOCO_GL is {backend})", _install())
+        return Drawing(
+            "", 0, 0, f"the GL driver crashed (signal {-done.returncode}, MUJOCO_GL is {backend})", _install()
+        )
     said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
     error, _, remedy = said.partition("; run: ")
     return Drawing("", 0, 0, error, remedy or _install())

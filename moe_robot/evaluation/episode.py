@@ -30,6 +30,11 @@ class Job:
     named_task: str | None = None
     knockout: str = ""
 
+    @property
+    def name(self) -> str:
+        """File name of the job's video and strip, without ending."""
+        return f"{self.task}_{self.seed}"
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -57,6 +62,13 @@ class Episode:
     latency_ms: tuple[float, ...] = field(compare=False)
     step_ms: tuple[float, ...] = field(compare=False)
     routing: Routing | None = field(compare=False)
+
+    @property
+    def verdict(self) -> str:
+        """``success``, ``wrong``, ``time out`` or ``ended``."""
+        if self.success:
+            return "success"
+        return "wrong" if self.wrong else "time out" if self.timeout else "ended"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _tasks(report: Mapping[str, Any]) -> str:
             name,
             rate_cells(task["success_rate"], task["ci95"])
             + (share_cell("named task done", task["named_success"], task["named_ci95"]) if shuffled else "")
-            + cell("of", f"{task['successes']} / {task['episodes']}")
+            + cell("episodes", f"{task['successes']} / {task['episodes']}")
             + cell("wrong", task["wrong"])
             + cell("out of time", task["timeouts"])
             + cell("steps", f"{task['episode_steps']:.0f}"),
@@ -164,7 +164,7 @@ def _knockouts(report: Mapping[str, Any]) -> str:
         (
             "all experts on",
             rate_cells(whole["success_rate"], whole["ci95"])
-            + cell("of", whole["episodes"])
+            + cell("episodes", whole["episodes"])
             + '<td class="n empty"></td>',
         )
     ]
@@ -174,7 +174,7 @@ def _knockouts(report: Mapping[str, Any]) -> str:
             (
                 f"without {role} experts",
                 rate_cells(row["success_rate"], row["ci95"])
-                + cell("of", row["episodes"])
+                + cell("episodes", row["episodes"])
                 + cell("change", f"{points(-row['difference'])} points <small>{low} to {high}</small>"),
             )
         )

@@ -16,7 +16,6 @@ from moe_robot.evaluation.episode import Episode
 from moe_robot.evaluation.journal import write_atomically
 from moe_robot.evaluation.page import page
 from moe_robot.evaluation.statistics import Rate, paired_difference, quantiles
-from moe_robot.evaluation.video import verdict
 
 if TYPE_CHECKING:
     from moe_robot.evaluation.rollout import Results
@@ -70,7 +69,7 @@ def report_json(results: Results) -> dict[str, Any]:
                 "task": episode.job.task,
                 "seed": episode.job.seed,
                 "sentence": episode.sentence,
-                "verdict": verdict(episode),
+                "verdict": episode.verdict,
             }
             for name, episode in results.videos.items()
         ],

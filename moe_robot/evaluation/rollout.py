@@ -12,7 +12,6 @@ from typing import Any
 
 from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task
 from moe_robot.evaluation.journal import COMPLETE, Journal, sha256, writing
-from moe_robot.evaluation.video import clip_name
 from moe_robot.evaluation.workers import Crew, Players, Solo, Take
 from moe_robot.registry import (
     checkpoint_directory,
@@ -300,4 +299,4 @@ def _film(players: Players, episodes: Sequence[Episode], per_task: int, folder: 
                 f"task {again.job.task} seed {again.job.seed} went another way when it was filmed: expected the same "
                 "episode from the same seed; the environment or the policy is not deterministic, so leave --video away"
             )
-    return {clip_name(episode.job): episode for episode in sorted(chosen, key=lambda episode: episode.success)}
+    return {episode.job.name: episode for episode in sorted(chosen, key=lambda episode: episode.success)}

@@ -41,26 +41,14 @@ class Shot:
     step: int
 
 
-def clip_name(job: Job) -> str:
-    """File name of a job's video and strip, without ending."""
-    return f"{job.task}_{job.seed}"
-
-
-def verdict(episode: Episode) -> str:
-    """``success``, ``wrong``, ``time out`` or ``ended``."""
-    if episode.success:
-        return "success"
-    return "wrong" if episode.wrong else "time out" if episode.timeout else "ended"
-
-
 def film(actor: Actor, job: Job, folder: Path) -> Episode:
     """Play a job and leave ``<task>_<seed>.mp4`` and ``.png`` (the strip) in ``folder``. Returns the episode."""
     shots: list[Shot] = []
     episode = actor.run(job, lambda observation, routing, step: shots.append(Shot(observation, routing, step)))
     fps = actor.policy.features.fps
-    write_video(folder / f"{clip_name(job)}.mp4", frames(shots, episode, fps), fps)
+    write_video(folder / f"{job.name}.mp4", frames(shots, episode, fps), fps)
     picture = strip(shots, episode, fps)
-    path = folder / f"{clip_name(job)}.png"
+    path = folder / f"{job.name}.png"
     with writing(path):
         if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
             raise OSError(f"cv2 could not write {path}")
@@ -145,7 +133,7 @@ def _frame(shot: Shot, episode: Episode, fps: int, *, over: bool) -> np.ndarray:
         picture[header : header + SIDE, x : x + column.shape[1]] = column
         x += column.shape[1] + gap
     if over:
-        color = VERDICTS.get(verdict(episode), FAINT)
+        color = VERDICTS.get(episode.verdict, FAINT)
         cv2.rectangle(picture, (gap - 4, header - 4), (gap + columns[0].shape[1] + 3, header + SIDE + 3), color, 4)
     return picture
 
@@ -160,7 +148,7 @@ def _status(panel: np.ndarray, shot: Shot, episode: Episode, fps: int, *, over: 
     _text(panel, f"{shot.step / fps:4.1f} s   step {shot.step}", (0, y), 0.5, FAINT)
     _text(panel, f"seed {job.seed}", (0, y + 24), 0.5, FAINT)
     if over:
-        word = verdict(episode)
+        word = episode.verdict
         cv2.rectangle(panel, (0, y + 44), (width - 1, y + 88), VERDICTS.get(word, FAINT), -1)
         _text(panel, word, (14, y + 73), 0.75, PAPER, 2)
 
@@ -179,7 +167,7 @@ def strip(shots: Sequence[Shot], episode: Episode, fps: int, *, n: int = 6, side
         picture[header : header + side, x : x + side] = image
         _text(picture, f"{shot.step / fps:.1f} s", (x, header + side + 19), 0.45, FAINT)
         if i == len(shots) - 1:
-            word = verdict(episode)
+            word = episode.verdict
             _text(picture, word, (x + 60, header + side + 19), 0.5, VERDICTS.get(word, FAINT))
         if shot.routing is not None:
             y = header + side + 30

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moe_robot.evaluation.episode import Actor, Cast, Episode, Job
-from moe_robot.evaluation.video import film
 from moe_robot.types import UserError
 
 TRIES = 2  # a job whose worker died is run once more; twice is no accident
@@ -48,7 +47,11 @@ class Players(Protocol):
 
 def perform(actor: Actor, take: Take) -> Episode:
     """Play a take's job, with the camera running if it has a folder."""
-    return actor.run(take.job) if take.videos is None else film(actor, take.job, take.videos)
+    if take.videos is None:
+        return actor.run(take.job)
+    from moe_robot.evaluation.video import film
+
+    return film(actor, take.job, take.videos)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class AveragedWeights:
         present = model.state_dict()
         floats = [name for name, tensor in present.items() if tensor.is_floating_point()]
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            [self.state[n] for n in floats], [present[n] for n in floats], 1 - decay)
+            [self.state[n] for n in floats], [present[n] for n in floats], 1 - decay
+        )
 
 
 def clip_gradients(parameters: Iterable[Tensor], norm: float) -> float:

@@ -111,7 +111,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                     loss, logs = policy(batch)
                 if not torch.isfinite(loss):
                     raise UserError(
-                        f"the loss is {float(loss)} at step {step}: the last good state is kept in {config.out}; "
+                        f"the loss is {loss.item()} at step {step}: the last saved state is kept in {config.out}; "
                         "try a smaller --learning-rate or --precision fp32"
                     )
                 optimiser.zero_grad(set_to_none=True)
@@ -131,8 +131,10 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                     save()
                     last_saved = time.monotonic()
                     last_tick = last_saved
-        finally:
+        except KeyboardInterrupt:
             save()
+            raise
+    save()
 
     # The checkpoint is on disk before anything is measured on it.
     policy.load_state_dict(average.state)

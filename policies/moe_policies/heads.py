@@ -29,7 +29,7 @@ class L1Head(nn.Module):
 
     def sample(self, context_BGD: Tensor) -> Tensor:
         """Action tokens (B, G, D) -> normalised chunk (B, H, A)."""
-        h_BGD = self.norm(context_BGD)
+        h_BGD = self.norm(context_BGD.float())
         parts = [out(h_BGD[:, g]).view(h_BGD.shape[0], self.chunk, -1) for g, out in enumerate(self.out)]
         return torch.cat(parts, dim=-1)[..., self.order]  # type: ignore[index]
 
@@ -64,7 +64,7 @@ class FlowHead(nn.Module):
 
     def sample(self, context_BGD: Tensor) -> Tensor:
         """Action tokens (B, G, D) -> normalised chunk (B, H, A)."""
-        context_BC = self.norm(context_BGD).flatten(1)
+        context_BC = self.norm(context_BGD.float()).flatten(1)
         x_BX = self.noise.expand(len(context_BC), -1).to(context_BC.dtype)  # type: ignore[operator]
         for i in range(self.steps):
             t_B1 = torch.full_like(x_BX[:, :1], i / self.steps)
@@ -76,5 +76,5 @@ class FlowHead(nn.Module):
         target_BX = action_BHA.flatten(1)
         noise_BX, t_B1 = torch.randn_like(target_BX), torch.rand_like(target_BX[:, :1])
         x_BX = noise_BX * (1 - t_B1) + target_BX * t_B1
-        error_BX = self._field(self.norm(context_BGD).flatten(1), x_BX, t_B1).float() - (target_BX - noise_BX)
+        error_BX = self._field(self.norm(context_BGD.float()).flatten(1), x_BX, t_B1).float() - (target_BX - noise_BX)
         return masked_mean_error(error_BX.square().view_as(action_BHA), pad_BH)

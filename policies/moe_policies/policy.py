@@ -122,7 +122,8 @@ class MultimodalPolicy(nn.Module):
             f"---\nlibrary_name: moe_robot\ntags: [robotics, mixture-of-experts]\n---\n"
             f"# {self.config.preset} policy\n\n{n:,} parameters; cameras {cameras}; "
             f"{len(self.features.state_names)} state entries; {len(self.features.action_names)} action entries at "
-            f"{self.features.fps} Hz; text encoder `{self.config.text}`.\n\nLoad it with `moe_robot.registry.load_policy(folder)`; evaluate it with "
+            f"{self.features.fps} Hz; text encoder `{self.config.text}`.\n\n"
+            f"Load it with `moe_robot.registry.load_policy(folder)`; evaluate it with "
             f"`moe-robot eval`.\n"
         )
 

@@ -76,7 +76,7 @@ class Glimpse(nn.Module):
         """Feature map (B, C, h, w) and sentence summary (B, D) -> glimpse tokens (B, G, D)."""
         b, c, h, w = features.shape
         key_BCP = self.key(features).flatten(2)
-        asked_BQC = self.asked(self.norm(summary_BD)).view(b, -1, c)
+        asked_BQC = self.asked(self.norm(summary_BD.float())).view(b, -1, c)
         query_BQC = torch.cat([asked_BQC, self.fixed.to(asked_BQC.dtype).expand(b, -1, -1)], dim=1)
         attention_BQP = (query_BQC @ key_BCP * (self.scale * c**-0.5)).float().softmax(dim=-1)
         y, x = torch.meshgrid(

@@ -1,0 +1,153 @@
+"""``moe-robot bench``: measures speed per second of processor time, which other work on the machine disturbs least."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from moe_robot.types import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``moe-robot bench``."""
+
+    what: tyro.conf.Positional[Literal["render", "env", "policy"]]
+    """render: camera pictures per CPU-second. env: control steps with all cameras per CPU-second, under the scripted
+    expert. policy: latency of a new action chunk and training samples per second."""
+    env: str = "pitstop"
+    """Environment: short name or Gymnasium id."""
+    env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Options of the environment, for example objects=all render=full image_size=128."""
+    seconds: float = 5.0
+    """Seconds of processor time to measure for, after a warm-up."""
+    repeats: int = 3
+    """Measure this often and report the median."""
+    preset: str = "moe"
+    """policy: the preset to measure."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """policy: where the network runs."""
+    json: bool = False
+    """Print JSON in place of the table."""
+
+
+def run(options: Options) -> int:
+    """Measure and print."""
+    if options.seconds <= 0 or options.repeats < 1:
+        raise UserError(f"--seconds {options.seconds} --repeats {options.repeats}: expected positive numbers")
+    if options.what == "policy":
+        from moe_robot.cli.bench_policy import measure
+
+        result = measure(options)
+    else:
+        result = {"render": bench_render, "env": bench_env}[options.what](options)
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        width = max(map(len, result))
+        for name, value in result.items():
+            print(f"{name:<{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    return 0
+
+
+def bench_render(options: Options) -> dict[str, Any]:
+    """Pictures per CPU-second of each camera set: what the environment draws for one observation."""
+    env = _environment(options)
+    inner = env.unwrapped
+    if not hasattr(inner, "pictures"):
+        raise UserError(
+            f"environment {options.env} has no pictures(): bench render needs one of ours, for example pitstop"
+        )
+    try:
+        env.reset(seed=0)
+        count = len(inner.pictures())
+        rate = count * _rate(inner.pictures, options)
+        return {
+            "frames_per_cpu_second": rate,
+            "milliseconds_per_frame": 1e3 / rate,
+            "pixels": "x".join(map(str, inner.image_size)),
+            "cameras": ", ".join(inner.cameras),
+            "renderer": inner.renderer,
+            "load_average": os.getloadavg()[0],
+        }
+    finally:
+        env.close()
+
+
+def bench_env(options: Options) -> dict[str, Any]:
+    """Control steps per CPU-second with all cameras, through episodes of all tasks in turn. Resets and the expert are
+    left out of the step rate and reported apart."""
+    env = _environment(options)
+    inner = env.unwrapped
+    tasks = getattr(inner, "tasks", None)
+    if not tasks or not hasattr(inner, "make_expert"):
+        raise UserError(f"environment {options.env} has no scripted expert: bench env needs one, for example pitstop")
+    spent = {"step": 0.0, "reset": 0.0, "expert": 0.0}
+    counts = {"step": 0, "reset": 0, "expert": 0}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        outcome = call()
+        spent[name] += time.process_time() - start
+        counts[name] += 1
+        return outcome
+
+    def episode(seed: int) -> None:
+        task = tasks[seed % len(tasks)]
+        timed("reset", lambda: env.reset(seed=seed, options={"task": task}))
+        expert, over = inner.make_expert(task), False
+        while not over:
+            action = timed("expert", expert.act)
+            _, _, terminated, truncated, _ = timed("step", lambda action=action: env.step(action))
+            over = terminated or truncated
+
+    try:
+        episode(0)
+        seed, rates = 0, []
+        for _ in range(options.repeats):
+            before, steps = spent["step"], counts["step"]
+            while spent["step"] - before < options.seconds or seed % len(tasks):
+                episode(seed)
+                seed += 1
+            rates.append((counts["step"] - steps) / (spent["step"] - before))
+        rate = sorted(rates)[len(rates) // 2]
+        return {
+            "steps_per_cpu_second": rate,
+            "real_time_factor": rate / inner.control_hz,
+            "milliseconds_per_step": 1e3 / rate,
+            "milliseconds_per_reset": 1e3 * spent["reset"] / counts["reset"],
+            "milliseconds_per_expert_action": 1e3 * spent["expert"] / counts["expert"],
+            "episodes": seed,
+            "control_hz": inner.control_hz,
+            "cameras": ", ".join(getattr(inner, "cameras", ())),
+            "renderer": getattr(inner, "renderer", "unknown"),
+            "load_average": os.getloadavg()[0],
+        }
+    finally:
+        env.close()
+
+
+def _environment(options: Options) -> Any:
+    from moe_robot.cli.collect import parse_options
+    from moe_robot.registry import make_environment
+
+    return make_environment(options.env, **parse_options(options.env_options))
+
+
+def _rate(call: Callable[[], Any], options: Options) -> float:
+    """Calls per CPU-second: the median of several measurements."""
+    call()
+    rates = []
+    for _ in range(options.repeats):
+        calls, start = 0, time.process_time()
+        while (spent := time.process_time() - start) < options.seconds:
+            call()
+            calls += 1
+        rates.append(calls / spent)
+    return sorted(rates)[len(rates) // 2]

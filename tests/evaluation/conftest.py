@@ -1,0 +1,49 @@
+"""Puts the tests' plug-in (an environment and a policy with entry points) where Python finds it, in workers too."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).parent / "plugin"
+STEP0 = {"vision": {"vision": 0.9, "language": 0.1}, "language": {"vision": 0.3, "language": 0.7}}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signpost():
+    """The plug-in on ``sys.path`` (spawned workers inherit it) and on PYTHONPATH (for command lines)."""
+    sys.path.insert(0, str(PLUGIN))
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), before]))
+    yield importlib.import_module("signpost")
+    sys.path.remove(str(PLUGIN))
+    os.environ["PYTHONPATH"] = before or ""
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path):
+    """A function that writes a checkpoint folder of the plug-in's policy with these config keys."""
+
+    def make(train: dict | None = None, **config) -> Path:
+        folder = tmp_path / "run" / "checkpoint"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"policy": "signpost", "preset": "signpost", **config}))
+        (folder / "model.safetensors").write_bytes(b"weights")
+        if train is not None:
+            (folder / "train.json").write_text(json.dumps(train))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint):
+    """A good policy with a gate, trained in the plug-in's world."""
+    return make_checkpoint(
+        {"environment": "signpost/Signpost-v0", "routing": {"step0": STEP0}, "steps": 500, "seed": 1}, blunder=0.2
+    )
