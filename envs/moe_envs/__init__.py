@@ -31,6 +31,12 @@ def make_pitstop(**options: Any) -> Any:
     """
     from gymnasium.wrappers import TimeLimit
 
+    from moe_envs.rendering import no_gl
+
+    try:
+        import mujoco  # noqa: F401
+    except (ImportError, AttributeError) as error:  # what MUJOCO_GL=egl gives where the library is missing
+        raise no_gl(error) from error
     from moe_envs.pitstop.env import PitStopEnv
     from moe_envs.pitstop.tasks import TIME_LIMIT_S
 

@@ -29,15 +29,31 @@ def has_display() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def prepare_gl_backend() -> None:
-    """Choose off-screen GL on a machine without a display. Must run before mujoco is first imported.
+def gl_backend() -> str:
+    """What pictures are drawn with: ``$MUJOCO_GL``, else ``egl`` on a machine without a display, else ``glfw``.
 
-    Software GL (llvmpipe) would start a thread per core for every context; with one environment per core that only
-    costs time, so it is told to draw in the calling thread unless the user decided otherwise.
+    The variable is only read, never set: with ``MUJOCO_GL=egl`` even importing mujoco fails where the EGL library is
+    missing, and physics without pictures needs none.
     """
-    if "MUJOCO_GL" not in os.environ and not has_display():
-        os.environ["MUJOCO_GL"] = "egl"
+    return os.environ.get("MUJOCO_GL", "").lower().strip() or ("glfw" if has_display() else "egl")
+
+
+def prepare_gl_backend() -> None:
+    """Keep software GL (llvmpipe) from starting a thread per core for every context. Must run before the first one.
+
+    With one environment per core those threads only cost time. A user's own setting stays.
+    """
     os.environ.setdefault("LP_NUM_THREADS", "0")
+
+
+def no_gl(error: Exception) -> UserError:
+    """The error for a machine that cannot draw, with the line that mends it."""
+    backend = gl_backend()
+    hint = "" if backend == "egl" else " (egl needs no display: set MUJOCO_GL=egl)"
+    return UserError(
+        f"cannot draw pictures off-screen ({type(error).__name__}: {error}): expected OpenGL through "
+        f"MUJOCO_GL={backend}{hint}; run: {GL_INSTALL_LINE}"
+    )
 
 
 def tune_for_speed(model: Any) -> None:
@@ -74,10 +90,7 @@ class CameraRenderer:
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except Exception as error:  # each backend has its own error types, down to AttributeError for a missing library
-            raise UserError(
-                f"cannot draw pictures off-screen ({type(error).__name__}: {error}): expected OpenGL through "
-                f"MUJOCO_GL={os.environ.get('MUJOCO_GL', 'glfw')}; run: {GL_INSTALL_LINE}"
-            ) from error
+            raise no_gl(error) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         # Runs at close, at garbage collection or before the interpreter tears GL down, whichever comes first.
         self._free = weakref.finalize(self, _free, self._gl, self._context)
@@ -129,7 +142,7 @@ class CameraRenderer:
             driver = b" / ".join(filter(None, (GL.glGetString(GL.GL_VENDOR), GL.glGetString(GL.GL_RENDERER)))).decode()
         except Exception as error:  # the driver's name is a nicety; PyOpenGL fails in many ways on odd platforms
             driver = f"driver unknown ({type(error).__name__})"
-        return f"{self.quality}, {os.environ.get('MUJOCO_GL', 'glfw')}, {driver}"
+        return f"{self.quality}, {gl_backend()}, {driver}"
 
     def close(self) -> None:
         """Free the GL context. Safe to call again."""
@@ -137,9 +150,11 @@ class CameraRenderer:
 
 
 def _context_class() -> Any:
-    """The GL context of the backend that MUJOCO_GL names now, even where mujoco was imported before it was set."""
-    if os.environ.get("MUJOCO_GL", "").lower() == "egl":
+    """The GL context class of :func:`gl_backend`, whatever mujoco itself chose when it was imported."""
+    if gl_backend() == "egl":
         from mujoco.egl import GLContext
+    elif gl_backend() == "osmesa":
+        from mujoco.osmesa import GLContext
     else:
         from mujoco import GLContext
     return GLContext

@@ -44,7 +44,7 @@ def run(options: Options) -> int:
     if options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 
-        result = measure(options)
+        result = measure(options, environment(options))
     else:
         result = {"render": bench_render, "env": bench_env}[options.what](options)
     if options.json:
@@ -58,7 +58,7 @@ def run(options: Options) -> int:
 
 def bench_render(options: Options) -> dict[str, Any]:
     """Pictures per CPU-second of each camera set: what the environment draws for one observation."""
-    env = _environment(options)
+    env = environment(options)
     inner = env.unwrapped
     if not hasattr(inner, "pictures"):
         raise UserError(
@@ -83,7 +83,7 @@ def bench_render(options: Options) -> dict[str, Any]:
 def bench_env(options: Options) -> dict[str, Any]:
     """Control steps per CPU-second with all cameras, through episodes of all tasks in turn. Resets and the expert are
     left out of the step rate and reported apart."""
-    env = _environment(options)
+    env = environment(options)
     inner = env.unwrapped
     tasks = getattr(inner, "tasks", None)
     if not tasks or not hasattr(inner, "make_expert"):
@@ -133,7 +133,8 @@ def bench_env(options: Options) -> dict[str, Any]:
         env.close()
 
 
-def _environment(options: Options) -> Any:
+def environment(options: Options) -> Any:
+    """The environment that the options name."""
     from moe_robot.cli.collect import parse_options
     from moe_robot.registry import make_environment
 

@@ -6,6 +6,7 @@ Each step is the verb of that name, so what the demo does can be done by hand. A
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import time
@@ -53,6 +54,9 @@ class Options:
 def run(options: Options) -> int:
     """Do the three steps that are not yet done, and say how long each took."""
     _claim(options)
+    # Mesa's software renderer and triton (which torchvision loads) each bring an LLVM of their own, Mesa's with global
+    # symbols: a triton that is loaded after the first picture finds the wrong ones and crashes.
+    importlib.import_module("torchvision")
     steps: tuple[tuple[str, Callable[[Options], int]], ...] = (
         (f"collecting {options.episodes_per_task} demonstrations of each of the five tasks", _collect),
         (f"training the preset {options.preset!r} for {options.minutes:g} minutes", _train),

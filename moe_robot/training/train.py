@@ -68,7 +68,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
     average = AveragedWeights(policy, config.ema)
     probe = held_out if len(held_out) >= config.batch_size else dataset
-    bf16 = _uses_bf16(config.precision, device)
+    bf16 = uses_bf16(config.precision, device)
 
     step, elapsed, losses = 0, 0.0, []
     fingerprint = _fingerprint(config, dataset.content_hash)
@@ -107,7 +107,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                 for group in optimiser.param_groups:
                     group["lr"] = config.learning_rate * schedule(step, fraction, config.warmup)
                 batch = dataset.batch(batch_indices(config.seed, step, config.batch_size, len(dataset)))
-                with _autocast(device, bf16):
+                with autocast(device, bf16):
                     loss, logs = policy(batch)
                 if not torch.isfinite(loss):
                     raise UserError(
@@ -232,13 +232,15 @@ def _check_same_run(saved: str, present: dict[str, Any]) -> None:
             )
 
 
-def _uses_bf16(precision: str, device: torch.device) -> bool:
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the network computes in bf16: as asked, or ``auto``: where the processor has it."""
     if precision == "auto":
         return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return precision == "bf16"
 
 
-def _autocast(device: torch.device, bf16: bool) -> Any:
+def autocast(device: torch.device, bf16: bool) -> Any:
+    """The context in which the network computes."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
@@ -249,7 +251,7 @@ def _probe(policy: Any, dataset: Any, config: TrainConfig, bf16: bool) -> dict[s
     total, sums = None, {}
     for i in range(PROBE_BATCHES):
         batch = dataset.batch(batch_indices(0, i, min(config.batch_size, len(dataset)), len(dataset)))
-        with _autocast(policy.device, bf16):
+        with autocast(policy.device, bf16):
             _, logs = policy(batch)
         for key, value in logs.items():
             sums[key] = sums.get(key, 0.0) + value / PROBE_BATCHES

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +112,9 @@ import sys
 from moe_robot.data import collect as collecting
 collecting.COMMIT_SECONDS = 0.05
 show = lambda step: print(step.done, flush=True)
-collecting.collect("pointworld/Point-v0", "all", 25, 10, sys.argv[1], workers=2, options={"slow": 0.002}, progress=show)
+options = {"slow": 0.002}
+to, workers = sys.argv[1], int(sys.argv[2])
+collecting.collect("pointworld/Point-v0", "all", 25, 10, to, workers=workers, options=options, progress=show)
 """
 
 
@@ -119,8 +122,10 @@ collecting.collect("pointworld/Point-v0", "all", 25, 10, sys.argv[1], workers=2,
 def test_kill_minus_nine_loses_no_finished_episode(tmp_path, kills):
     directory = tmp_path / "killed"
     chance = random.Random(5)
-    for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, directory], stdout=subprocess.PIPE, text=True)
+    for kill in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, directory, str(1 + kill % 2)], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         reported = [process.stdout.readline()]  # the first line: it has begun
         time.sleep(chance.uniform(0.0, 0.2))
@@ -142,11 +147,11 @@ def test_kill_minus_nine_loses_no_finished_episode(tmp_path, kills):
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, "2"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for _ in range(3):
         process.stdout.readline()
-    children = [int(pid) for pid in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert len(children) >= 2
     process.kill()
     process.wait()
@@ -227,7 +232,7 @@ def test_another_collection_in_the_directory_is_refused(reference, change, messa
 
 
 def test_errors_of_workers_reach_the_user_and_keep_what_was_finished(tmp_path):
-    with pytest.raises(UserError, match="a collection worker died .* finished episodes are kept"):
+    with pytest.raises(UserError, match=r"a collection worker died .* finished episodes are kept"):
         collect(ENV, "stay", 30, 0, tmp_path, options={"die_at": 20}, workers=2)
     assert len(open_dataset(tmp_path, 1, split="all").episodes) >= 15
     with pytest.raises(UserError, match="failed 24 times in a row from seed 3"):

@@ -27,7 +27,7 @@ def small_files(monkeypatch):
 
 
 def test_what_is_written_is_what_lerobot_writes(tmp_path):
-    """Same files, keys, columns and types as a data set written by lerobot itself, apart from video and our additions."""
+    """Same files, keys, columns, types as in a data set written by lerobot itself, but for video and our additions."""
     write_dataset(tmp_path, 4)
     ours, theirs = (json.loads((d / "meta/info.json").read_text()) for d in (tmp_path, SAMPLE))
     assert set(theirs) == set(ours) - {"moe_robot"}

@@ -15,13 +15,21 @@ def test_episode_i_of_every_task_has_seed_s_plus_i(checkpoint, tmp_path):
     assert [(e.job.task, e.job.seed) for e in results.episodes] == [(t, 500 + i) for t in ALL for i in range(3)]
 
 
-def test_a_worker_that_dies_changes_nothing_and_neither_does_the_number_of_workers(checkpoint, tmp_path):
+def test_a_worker_that_dies_changes_nothing_and_neither_does_the_number_of_workers(checkpoint, tmp_path, signpost):
     alone = evaluate(checkpoint, out=tmp_path / "one", episodes=4, knockouts=["language"], video=1)
     marker = tmp_path / "died"
     options = {"crash_seed": 100_002, "crash_once": str(marker)}
     # The rehearsal is of seed 100000, so the first worker that is given seed 100002 dies in the middle of it.
     marker.touch()
-    crew = {"out": tmp_path / "two", "episodes": 4, "knockouts": ["language"], "video": 1, "workers": 2}
+    load = signpost.SignpostPolicy.from_pretrained  # without the entry points of other policies: workers start sooner
+    crew = {
+        "policy_factory": load,
+        "out": tmp_path / "two",
+        "episodes": 4,
+        "knockouts": ["language"],
+        "video": 1,
+        "workers": 2,
+    }
 
     def unlink_once(episode, done, total):
         if done == 1 and not episode.job.knockout:
@@ -39,7 +47,7 @@ def test_a_worker_that_dies_changes_nothing_and_neither_does_the_number_of_worke
     }
 
 
-def test_an_episode_that_kills_every_worker_is_named(checkpoint, tmp_path):
+def test_an_episode_that_kills_every_worker_is_named(checkpoint, tmp_path, signpost):
     with pytest.raises(
         UserError, match=r"task go_left seed 100001: 2 workers died over this episode \(last exit code 9\)"
     ):
@@ -50,6 +58,7 @@ def test_an_episode_that_kills_every_worker_is_named(checkpoint, tmp_path):
             episodes=2,
             workers=2,
             environment_options={"crash_seed": 100_001},
+            policy_factory=signpost.SignpostPolicy.from_pretrained,
         )
 
 

@@ -2,4 +2,4 @@
 
 from moe_envs.rendering import prepare_gl_backend
 
-prepare_gl_backend()  # before anything here imports mujoco
+prepare_gl_backend()
