@@ -84,11 +84,28 @@ def environment_features(env: Any) -> Features:
     )
 
 
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """``("control_hz=20", "objects=all")`` -> ``{"control_hz": 20, "objects": "all"}``; values are read as YAML."""
+    import yaml
+
+    parsed = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UserError(f"option {pair!r}: expected KEY=VALUE, for example objects=all")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"option {key}: cannot read the value {value!r}; put text in quotes") from None
+    return parsed
+
+
 def select_tasks(env: Any, names: str) -> tuple[str, ...]:
     """Task names from a comma-separated list of tasks and groups. An environment without tasks is one task."""
     inner = env.unwrapped
     tasks = tuple(getattr(inner, "tasks", (env.spec.id if env.spec else type(inner).__name__,)))
     groups: Mapping[str, tuple[str, ...]] = {"all": tasks, **getattr(inner, "task_groups", {})}
+    tasks = tuple(dict.fromkeys([*tasks, *(task for group in groups.values() for task in group)]))
     chosen: dict[str, None] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name in groups:
@@ -102,14 +119,10 @@ def select_tasks(env: Any, names: str) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def policy_classes() -> dict[str, Any]:
-    """Policy type -> class, from the entry points ``moe_robot.policies``."""
-    return {point.name: point.load() for point in entry_points(group=POLICY_GROUP)}
-
-
 def presets() -> dict[str, Any]:
-    """Preset name -> policy class that has it in its ``presets()``."""
-    return {preset: cls for cls in policy_classes().values() for preset in cls.presets()}
+    """Preset name -> policy class that has it in its ``presets()``, from the entry points ``moe_robot.policies``."""
+    classes = [point.load() for point in entry_points(group=POLICY_GROUP)]
+    return {preset: cls for cls in classes for preset in cls.presets()}
 
 
 def checkpoint_directory(path: str | Path) -> Path:
@@ -127,7 +140,7 @@ def load_policy(path: str | Path, device: str = "cpu") -> Any:
         kind = json.loads((folder / "config.json").read_text())["policy"]
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'} is no policy config: expected JSON with a key 'policy'") from error
-    classes = policy_classes()
-    if kind not in classes:
-        raise unknown("policy", kind, classes)
-    return classes[kind].from_pretrained(folder, device=device)
+    points = {point.name: point for point in entry_points(group=POLICY_GROUP)}
+    if kind not in points:
+        raise unknown("policy", kind, points)
+    return points[kind].load().from_pretrained(folder, device=device)

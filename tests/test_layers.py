@@ -18,12 +18,13 @@ PACKAGES = {
 }
 
 VERSION = "moe_robot"  # the bare package holds only its version
-COMMON = {"moe_robot.types", "moe_robot.registry", "moe_robot.kinematics"}
+COMMON = {"moe_robot.types", "moe_robot.registry", "moe_robot.kinematics", "moe_robot.processes"}
 ALLOWED = {
     "moe_robot": set(),
     "moe_robot.types": set(),
     "moe_robot.registry": {"moe_robot.types"},
     "moe_robot.kinematics": {"moe_robot.types"},
+    "moe_robot.processes": set(),
     "moe_robot.moe": set(),
     "moe_robot.data": COMMON,
     "moe_robot.evaluation": COMMON,

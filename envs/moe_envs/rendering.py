@@ -8,10 +8,12 @@ MuJoCo's defaults (``moe-robot bench render``). ``full`` keeps them, for picture
 # (mujoco's names live in a C extension without stubs)
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,16 @@ def prepare_gl_backend() -> None:
     With one environment per core those threads only cost time. A user's own setting stays.
     """
     os.environ.setdefault("LP_NUM_THREADS", "0")
+
+
+def load_triton_first() -> None:
+    """Load triton, where torch brought it, before the first GL context.
+
+    Mesa's software renderer and triton each bring an LLVM, Mesa's with global symbols: a triton that is loaded after
+    the first picture (torch does so late, from many places) finds the wrong ones and ends the process.
+    """
+    with suppress(ImportError):
+        importlib.import_module("triton")
 
 
 def no_gl(error: Exception) -> UserError:
@@ -84,6 +96,7 @@ class CameraRenderer:
         import mujoco
 
         self._mujoco = mujoco
+        load_triton_first()
         model.vis.global_.offheight, model.vis.global_.offwidth = max_size
         try:
             self._gl = _context_class()(max_size[1], max_size[0])

@@ -7,6 +7,7 @@ A verb is one file here with a frozen dataclass ``Options`` (a docstring under e
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import importlib
 import io
@@ -48,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = "moe-robot"
     try:
         if not arguments or arguments[0] in {"-h", "--help"}:
-            print(_overview())
+            print(_overview(), flush=True)
             return DONE
         if arguments[0] == "--version":
-            print(_version())
+            print(_version(), flush=True)
             return DONE
         verb, *rest = arguments
         if verb not in VERBS:
@@ -67,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{name}: interrupted; {str(interrupt) or 'what was finished is kept'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_has_gone():
-            _discard_output()
+        reader_gone = isinstance(error, BrokenPipeError) and _reader_has_gone()
+        _drop_what_cannot_be_written()
+        if reader_gone:
             return READER_GONE
         if debug:
             traceback.print_exc()
@@ -93,15 +95,20 @@ def parse(options_class: type, arguments: Sequence[str], name: str, description:
             return None
     for option in _unknown_options(options_class, arguments):
         raise UsageError(str(unknown("option", option, option_names(options_class))))
-    raise UsageError(f"{_first_sentence(complaint.getvalue())} ({name} --help lists the options)")
+    said = _first_sentence(complaint.getvalue())
+    if said.startswith("missing from"):  # tyro then quotes the whole help of each
+        said = f"it cannot do without {' and '.join(_required(options_class))}"
+    raise UsageError(f"{said} ({name} --help lists the options)")
 
 
 def option_names(options_class: type) -> list[str]:
-    """The long options of a verb, for example ``["--episodes", "--seed"]``."""
-    import tyro
-
-    parser = tyro.extras.get_parser(options_class)
-    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    """The long options of a verb, for example ``["--episodes", "--text", "--no-text"]``. Positional ones have none."""
+    names: list[str] = []
+    for field in dataclasses.fields(options_class):
+        if not _is_positional(field):
+            name = field.name.replace("_", "-")
+            names += [f"--{name}", f"--no-{name}"] if field.type in {"bool", bool} else [f"--{name}"]
+    return names
 
 
 def explain(error: Exception, debug: bool = False) -> str:
@@ -124,6 +131,17 @@ def explain(error: Exception, debug: bool = False) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}{hint}"
 
 
+def _is_positional(field: dataclasses.Field[Any]) -> bool:
+    return "Positional" in str(field.type)  # with `from __future__ import annotations` a string, otherwise the type
+
+
+def _required(options_class: type) -> list[str]:
+    """``["CHECKPOINT", "--out"]`` for a verb that cannot do without these."""
+    absent = dataclasses.MISSING
+    needed = [f for f in dataclasses.fields(options_class) if f.default is absent and f.default_factory is absent]
+    return [f.name.upper() if _is_positional(f) else "--" + f.name.replace("_", "-") for f in needed]
+
+
 def _unknown_options(options_class: type, arguments: Iterable[str]) -> list[str]:
     known = {*option_names(options_class), "--help"}
     given = [argument.partition("=")[0] for argument in arguments if re.match(r"--[A-Za-z]", argument)]
@@ -131,17 +149,14 @@ def _unknown_options(options_class: type, arguments: Iterable[str]) -> list[str]
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro says inside its box, up to the rule that divides the error from the advice, as one line."""
-    kept: list[str] = []
-    for line in box.splitlines():
-        text = line.strip("│| \t")
-        if re.match(r"^[╭╰┌└+]", text):
-            continue
-        if kept and re.match(r"^[─━-]{4,}$", text):
-            break
-        if text and not re.match(r"^[─━-]{4,}$", text):
-            kept.append(text)
-    sentence = " ".join(kept).rstrip(".") or "these options could not be read"
+    """What tyro says inside its box, between the title and the rule that divides the error from the advice."""
+    lines = [line.strip("│| \t") for line in box.splitlines()]
+    lines = [line for line in lines if line and line[0] not in "╭╰┌└"]
+    is_rule = [bool(re.fullmatch("[─━-]{4,}", line)) for line in lines]
+    if is_rule[1:2] == [True]:  # a terminal without box characters: the title is a line, with a rule below it
+        lines, is_rule = lines[2:], is_rule[2:]
+    end = is_rule.index(True) if True in is_rule else len(lines)
+    sentence = " ".join(lines[:end]).rstrip(".") or "these options could not be read"
     return sentence[0].lower() + sentence[1:]
 
 
@@ -163,9 +178,12 @@ def _reader_has_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _discard_output() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush does not complain once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _drop_what_cannot_be_written() -> None:
+    """If standard output takes no more, point it at nothing: the interpreter's last flush would complain once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _version() -> str:

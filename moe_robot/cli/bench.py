@@ -135,8 +135,7 @@ def bench_env(options: Options) -> dict[str, Any]:
 
 def environment(options: Options) -> Any:
     """The environment that the options name."""
-    from moe_robot.cli.collect import parse_options
-    from moe_robot.registry import make_environment
+    from moe_robot.registry import make_environment, parse_options
 
     return make_environment(options.env, **parse_options(options.env_options))
 

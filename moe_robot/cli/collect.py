@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_robot.types import UserError
+from moe_robot.registry import parse_options
 
 if TYPE_CHECKING:
     from moe_robot.data.collect import CollectReport
@@ -53,8 +53,7 @@ def run(options: Options) -> int:
         report = _collect_with_bar(options, console)
     except KeyboardInterrupt:
         again = shlex.join(["moe-robot", *sys.argv[1:]]) if sys.argv[1:2] == ["collect"] else "the same command"
-        print(f"interrupted: finished episodes are kept in {options.out}. To go on: {again}", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(f"finished episodes are kept in {options.out}. To go on: {again}") from None
     if options.json:
         print(json.dumps(_as_json(report), indent=2))
     else:
@@ -100,20 +99,6 @@ def _collect_with_bar(options: Options, console: Any) -> CollectReport:
         )
     finally:
         bar.stop()
-
-
-def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``("hz=20", "objects=all")`` -> ``{"hz": 20, "objects": "all"}``: JSON where a value can be, else text."""
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UserError(f"environment option {pair!r}: expected KEY=VALUE, for example objects=all")
-        try:
-            parsed[key] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[key] = value
-    return parsed
 
 
 def _as_json(report: CollectReport) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Each step is the verb of that name, so what the demo does can be done by hand. A
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import time
@@ -41,8 +40,10 @@ class Options:
     """Policy preset: moe, dense-active, random, or one that another package brings."""
     config: tuple[str, ...] = ()
     """Policy settings as key=value, for example --config layers=2."""
-    knockout: str = ""
-    """Expert roles, with commas between: the same episodes again without each of them."""
+    knockout: str = "vision,language"
+    """Expert roles, with commas between: some episodes again without each of them. Needs a preset with a gate."""
+    knockout_episodes: int = 6
+    """Episodes per task and knock-out."""
     video: int = 2
     """How many episodes of each task to film."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
@@ -54,9 +55,6 @@ class Options:
 def run(options: Options) -> int:
     """Do the three steps that are not yet done, and say how long each took."""
     _claim(options)
-    # Mesa's software renderer and triton (which torchvision loads) each bring an LLVM of their own, Mesa's with global
-    # symbols: a triton that is loaded after the first picture finds the wrong ones and crashes.
-    importlib.import_module("torchvision")
     steps: tuple[tuple[str, Callable[[Options], int]], ...] = (
         (f"collecting {options.episodes_per_task} demonstrations of each of the five tasks", _collect),
         (f"training the preset {options.preset!r} for {options.minutes:g} minutes", _train),
@@ -138,9 +136,9 @@ def _train(options: Options) -> int:
 
 
 def _is_trained(folder: Path) -> bool:
-    """Whether training came to its end; its record is then complete, the routing at the end included."""
+    """Whether training came to its end; its record then says so."""
     record = folder / "checkpoint" / "train.json"
-    return record.is_file() and json.loads(record.read_text())["routing"]["final"] is not None
+    return record.is_file() and json.loads(record.read_text())["complete"]
 
 
 def _evaluate(options: Options) -> int:
@@ -165,6 +163,7 @@ def _evaluate(options: Options) -> int:
             workers=options.workers,
             video=options.video,
             knockout=options.knockout,
+            knockout_episodes=options.knockout_episodes,
             device=options.device,
         )
     )

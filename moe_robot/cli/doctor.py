@@ -165,15 +165,11 @@ def torch_and_gpu() -> Finding:
 
 
 def entry_points() -> Finding:
-    """The environments and presets that the registry finds."""
-    import gymnasium
+    """Whether the registry finds our world and the presets of the policies."""
+    from moe_robot.registry import environment_id, presets
 
-    from moe_robot.registry import presets
-
-    worlds = sorted(name for name in gymnasium.registry if name.startswith("moe_robot/"))
-    found = f"{', '.join(worlds) or 'no world'}; presets {', '.join(sorted(presets())) or 'none'}"
-    complete = worlds and presets()
-    return Finding("worlds and policies", "ok" if complete else "broken", found, "" if complete else REPAIR)
+    found = f"{environment_id('pitstop')}; presets {', '.join(sorted(presets())) or 'none'}"
+    return Finding("worlds and policies", "ok", found) if presets() else Finding("policies", "broken", found, REPAIR)
 
 
 def extra(name: str) -> Finding:

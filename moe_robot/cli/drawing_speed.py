@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from moe_robot.types import UserError
 
@@ -52,8 +54,7 @@ def measure(pixels: int = 96, seconds: float = 0.5) -> Drawing:
     from moe_envs.rendering import CameraRenderer, prepare_gl_backend, tune_for_speed
 
     prepare_gl_backend()  # before mujoco is imported
-    import mujoco
-
+    mujoco: Any = importlib.import_module("mujoco")
     model = mujoco.MjModel.from_xml_string(SCENE)
     tune_for_speed(model)
     data = mujoco.MjData(model)

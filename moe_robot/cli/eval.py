@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from moe_robot.types import UserError
+from moe_robot.registry import parse_options
 
 if TYPE_CHECKING:
     from moe_robot.evaluation.episode import Episode
@@ -25,8 +25,8 @@ class Options:
     """Folder for report.json, report.html, episodes.jsonl and videos. An interrupted evaluation goes on from here."""
     env: str | None = None
     """Short name or Gymnasium id. Left out: the one that the checkpoint was trained in."""
-    tasks: str = "all"
-    """Tasks and groups, with commas between."""
+    tasks: str | None = None
+    """Tasks and groups, with commas between. Left out: those that the checkpoint was trained on."""
     episodes: int = 20
     """Episodes per task."""
     seed: int = 100_000
@@ -40,6 +40,8 @@ class Options:
     """How many episodes of each task to film, failures first."""
     knockout: str = ""
     """Expert roles, with commas between: the same episodes again without each of them."""
+    knockout_episodes: int | None = None
+    """Episodes per task for each knock-out, the first ones of the evaluation; all by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
@@ -82,6 +84,7 @@ def run(options: Options) -> int:
             device=options.device,
             video=options.video,
             knockouts=[role for role in map(str.strip, options.knockout.split(",")) if role],
+            knockout_episodes=options.knockout_episodes,
             environment_options=parse_options(options.env_options),
             progress=count,
         )
@@ -94,19 +97,3 @@ def run(options: Options) -> int:
         print_report(text, console)
         console.print(f"{options.out / 'report.html'}", highlight=False)
     return 0
-
-
-def parse_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``("size=128", "objects=all")`` -> ``{"size": 128, "objects": "all"}``; values are read as YAML."""
-    import yaml
-
-    parsed = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UserError(f"--env-options {pair!r} is no option: expected KEY=VALUE, for example size=128")
-        try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--env-options {key}: cannot read the value {value!r}; put text in quotes") from None
-    return parsed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from moe_robot.training.config import TrainConfig
 
 Options = TrainConfig
@@ -34,8 +32,7 @@ def run(options: TrainConfig) -> int:
                 ),
             )
     except KeyboardInterrupt:
-        print(f"interrupted: state kept in {options.out}; the same command with --resume goes on", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(f"the state is kept in {options.out}, --resume goes on from there") from None
     print(
         f"{record['preset']}: {record['parameters']:,} parameters, {record['steps']} steps, "
         f"{record['samples']:,} samples in {record['minutes']:.1f} min -> {options.out / 'checkpoint'}"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
@@ -17,16 +15,9 @@ from typing import Any
 
 from moe_robot.data.demonstrate import demonstrate, demonstrate_until_success
 from moe_robot.data.durable import disk_errors
+from moe_robot.processes import workers_are_born
 from moe_robot.registry import make_environment
 from moe_robot.types import UserError
-
-# One thread per worker: the renderer and BLAS would otherwise start one per core in each of them.
-WORKER_ENVIRONMENT = {
-    "LP_NUM_THREADS": "0",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -74,45 +65,32 @@ def produce(settings: Settings, slots: Sequence[int], pending: Path, workers: in
             worker.close()
         return
     queue = iter(slots)
-    with _worker_environment():
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(settings, pending)
-        )
-        # A short queue keeps slots nearly in order, so that few finished episodes wait for a slow earlier one.
-        running: dict[Future[int], int] = {}
-        try:
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(settings, pending)
+    )
+    # A short queue keeps slots nearly in order, so that few finished episodes wait for a slow earlier one.
+    running: dict[Future[int], int] = {}
+    try:
+        with workers_are_born():  # the pool starts them at the first submissions
             for slot in _up_to(2 * workers, queue):
                 running[pool.submit(_run_in_worker, slot)] = slot
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    slot = running.pop(future)
-                    yield slot, future.result()
-                    for following in _up_to(1, queue):
-                        running[pool.submit(_run_in_worker, following)] = following
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a collection worker died (out of memory?): finished episodes are kept,"
-                " run the same command again with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                slot = running.pop(future)
+                yield slot, future.result()
+                for following in _up_to(1, queue):
+                    running[pool.submit(_run_in_worker, following)] = following
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a collection worker died (out of memory?): finished episodes are kept,"
+            " run the same command again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _up_to(count: int, queue: Iterator[int]) -> list[int]:
     return [slot for _, slot in zip(range(count), queue, strict=False)]
-
-
-@contextmanager
-def _worker_environment() -> Iterator[None]:
-    """Environment variables for worker processes only: BLAS reads them when it is loaded, before our code runs."""
-    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    os.environ.update({name: value for name, value in WORKER_ENVIRONMENT.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
 
 
 class _Worker:
@@ -144,9 +122,8 @@ _worker: _Worker | None = None
 
 
 def _start_worker(settings: Settings, pending: Path) -> None:
-    """Set up a worker process. Ctrl-C is the parent's business; a worker ends with its parent, however that ends."""
+    """Set up a worker process. It ends with its parent, however that ends."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = _Worker(settings, pending)
 

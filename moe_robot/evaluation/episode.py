@@ -115,9 +115,10 @@ class Actor:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self.cast = cast
-        self.env = make_environment(cast.environment, **cast.options)
+        self.env: Any = None
         try:
             self.policy = cast.policy_factory(cast.checkpoint, cast.device)
+            self.env = make_environment(cast.environment, **cast.options)
             reason = self.policy.features.mismatch(environment_features(self.env))
             if reason:
                 raise UserError(
@@ -168,6 +169,7 @@ class Actor:
         policy.reset()
         latencies: list[float] = []
         durations: list[float] = []
+        routing: Routing | None = None  # of the latest inference
         total: Routing | None = None
         success = named = wrong = False
         while True:
@@ -175,9 +177,9 @@ class Actor:
             before, start = policy.inference_count, time.perf_counter()
             action = policy.select_action(seen)
             thought = time.perf_counter()
-            routing = policy.routing()
             if policy.inference_count > before:
                 latencies.append(1000 * (thought - start))
+                routing = policy.routing()
                 if routing is not None:
                     total = routing if total is None else total + routing
             if not np.isfinite(action).all():
@@ -194,7 +196,7 @@ class Actor:
             if terminated or truncated or success:
                 break
         if on_step:
-            on_step(Observation.from_gymnasium(observation, sentence), policy.routing(), len(durations))
+            on_step(Observation.from_gymnasium(observation, sentence), routing, len(durations))
         return Episode(
             job=job,
             sentence=sentence,
@@ -218,5 +220,6 @@ class Actor:
         """Close the environment and give torch its threads back."""
         import torch
 
-        self.env.close()
+        if self.env is not None:
+            self.env.close()
         torch.set_num_threads(self._threads)

@@ -100,10 +100,12 @@ def _summary(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 def _knockout(whole: Sequence[Episode], without: Sequence[Episode]) -> dict[str, Any]:
     rate = Rate.of([episode.success for episode in without])
+    played = {(episode.job.task, episode.job.seed) for episode in without}
+    same = [episode for episode in whole if (episode.job.task, episode.job.seed) in played]  # in the same order
     paired = paired_difference(
-        [episode.success for episode in whole],
+        [episode.success for episode in same],
         [episode.success for episode in without],
-        strata=[episode.job.task for episode in whole],
+        strata=[episode.job.task for episode in same],
     )
     return {
         "episodes": rate.n,

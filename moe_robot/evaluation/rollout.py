@@ -76,7 +76,7 @@ def evaluate(
     environment: str | None = None,
     *,
     out: str | Path,
-    tasks: str = "all",
+    tasks: str | None = None,
     episodes: int = 20,
     seed: int = SEEDS_FROM,
     instructions: str = "seen",
@@ -84,6 +84,7 @@ def evaluate(
     device: str = "auto",
     video: int = 0,
     knockouts: Sequence[str] = (),
+    knockout_episodes: int | None = None,
     environment_options: Mapping[str, Any] | None = None,
     policy_factory: Callable[[Path, str], Policy] = load_policy,
     progress: Progress | None = None,
@@ -97,7 +98,7 @@ def evaluate(
         checkpoint: a checkpoint folder or a training run.
         environment: a short name or Gymnasium id; None takes the one named in the checkpoint's ``train.json``.
         out: a folder, made if need be.
-        tasks: comma-separated tasks and groups of the environment.
+        tasks: comma-separated tasks and groups of the environment; None takes those that the checkpoint was trained on.
         episodes: per task.
         seed: the seed of the first episode of each task.
         instructions: an instruction set of the environment, or "shuffled": the sentence names another chosen task.
@@ -105,6 +106,7 @@ def evaluate(
         device: "auto", "cpu" or "cuda".
         video: how many episodes of each task to film, failures first.
         knockouts: expert roles to switch off, each in a paired evaluation on the same seeds.
+        knockout_episodes: how many of each task's episodes a knock-out plays; None for all.
         environment_options: override those that the checkpoint was trained with.
         policy_factory: ``(checkpoint, device) -> Policy``; a picklable function when ``workers`` > 1.
         progress: called after each episode.
@@ -114,7 +116,9 @@ def evaluate(
     """
     from moe_robot.evaluation.report import write_report
 
-    _check_counts(episodes=episodes, workers=workers)
+    _check_counts(
+        episodes=episodes, workers=workers, knockout_episodes=1 if knockout_episodes is None else knockout_episodes
+    )
     os.environ.setdefault("LP_NUM_THREADS", "0")  # llvmpipe's own threads only get in each other's way at 96 px
     folder, out = checkpoint_directory(checkpoint), Path(out)
     setup = _setup(folder, environment, environment_options or {}, tasks, episodes, seed, instructions, workers, device)
@@ -126,10 +130,13 @@ def evaluate(
         for task in setup.tasks
         for i in range(episodes)
     ]
-    passes = {role: [replace(job, knockout=role) for job in jobs] for role in ("", *dict.fromkeys(knockouts))}
+    paired = episodes if knockout_episodes is None else min(knockout_episodes, episodes)
+    again = [job for job in jobs if job.seed < seed + paired]
+    passes = {"": jobs, **{role: [replace(job, knockout=role) for job in again] for role in knockouts}}
     actor = Actor(cast, jobs[0])  # also with many workers: what does not fit is said before they start
     try:
         _check_knockouts(knockouts, actor.roles)
+        setup = replace(setup, environment_facts=_facts(actor.env))
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(out, _identity(setup)))
             _remove_old_report(out)
@@ -157,7 +164,7 @@ def _setup(
     folder: Path,
     environment: str | None,
     options: Mapping[str, Any],
-    tasks: str,
+    tasks: str | None,
     episodes: int,
     seed: int,
     instructions: str,
@@ -175,21 +182,22 @@ def _setup(
         raise UserError(f"no environment named, and {folder} has no train.json that names one: give --env")
     env_id = environment_id(name)
     trained_here = training.get("environment") and environment_id(training["environment"]) == env_id
-    made_with = {**(training.get("environment_options", {}) if trained_here else {}), **options}
+    made_with = {**((training.get("environment_options") or {}) if trained_here else {}), **options}
+    if tasks is None:
+        tasks = ",".join((training.get("tasks") or ()) if trained_here else ()) or "all"
     env = make_environment(env_id, **made_with)
     try:
         chosen = select_tasks(env, tasks)
         _check_instructions(env, env_id, instructions, chosen)
-        facts = _facts(env)
     finally:
         env.close()
     return Setup(
         checkpoint=folder,
         checkpoint_sha256=sha256(weights),
-        preset=_json(folder / "config.json").get("preset", training.get("preset")),
+        preset=training.get("preset") or _json(folder / "config.json").get("preset"),
         environment=env_id,
         environment_options=made_with,
-        environment_facts=facts,
+        environment_facts={},
         tasks=chosen,
         episodes=episodes,
         seed=seed,

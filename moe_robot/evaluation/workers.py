@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from moe_robot.evaluation.episode import Actor, Cast, Episode, Job
+from moe_robot.processes import workers_are_born
 from moe_robot.types import UserError
 
 TRIES = 2  # a job whose worker died is run once more; twice is no accident
@@ -120,19 +119,9 @@ class Crew(AbstractContextManager["Crew"]):
     def _hire(self) -> _Worker:
         context = multiprocessing.get_context("spawn")  # forked children would share GL and CUDA contexts
         ours, theirs = context.Pipe()
-        # Read by OpenMP and llvmpipe once, when they load: the child must be born with them.
-        birth = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
-        kept = {name: os.environ.get(name) for name in birth}
-        os.environ.update(birth)
-        try:
-            process = context.Process(target=_serve, args=(theirs, self.cast, self.rehearsal), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, self.cast, self.rehearsal), daemon=True)
+        with workers_are_born():
             process.start()
-        finally:
-            for name, value in kept.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
         theirs.close()  # so that the pipe ends when the child does
         return _Worker(process, ours)
 
@@ -184,7 +173,6 @@ def _raise_if_error(kind: str, content: Any, take: Take | None) -> None:
 
 def _serve(connection: Connection, cast: Cast, rehearsal: Job) -> None:
     """The life of a worker: load once, then play what comes until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what ends
     actor = None
     try:
         actor = Actor(cast, rehearsal)

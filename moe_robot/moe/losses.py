@@ -10,13 +10,13 @@ from torch import Tensor
 from moe_robot.moe.plan import RoutingPlan
 
 
-def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[str]) -> Tensor:
+def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[str]) -> Tensor | None:
     """Switch load balance (Fedus et al. 2021, eq. 4), per modality over the experts of its own role.
 
     For modality m with G experts of its role: ``G * sum_i f_i P_i`` where f_i is the share of m's routes to the role
     that expert i got and P_i its share of the gate probability; 1 when perfectly even. Modalities weigh equally,
     however many tokens each has, so that fifty camera tokens do not drown two state tokens. A role with no more
-    experts than K has nothing to balance and is left out.
+    experts than K has nothing to balance and is left out; None when nothing is left.
     """
     terms = []
     for m, modality in enumerate(modalities):
@@ -29,9 +29,7 @@ def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[s
         p_G = plan.probabilities_TE[rows][:, index].mean(dim=0)
         f_G, p_G = f_G / f_G.sum().clamp(min=1.0), p_G / p_G.sum().clamp(min=1e-9)
         terms.append(len(members) * (f_G * p_G).sum())
-    if not terms:
-        return plan.probabilities_TE.new_zeros(())
-    return torch.stack(terms).mean()
+    return torch.stack(terms).mean() if terms else None
 
 
 def z_loss(plan: RoutingPlan) -> Tensor:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from moe_robot import __version__, registry
@@ -56,18 +55,17 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     torch.manual_seed(config.seed)
 
-    overrides = parse_settings(config.config) | ({"text": "none"} if config.no_text else {})
+    overrides = registry.parse_options(config.config) | ({"text": "none"} if config.no_text else {})
     policy_class = _preset_class(config.preset)
     horizon = policy_class.preset_horizon(config.preset, **overrides)
     tasks = tuple(config.tasks.split(",")) if config.tasks else None
     dataset = open_dataset(config.data, horizon, tasks=tasks, split="train")
-    held_out = open_dataset(config.data, horizon, tasks=tasks, split="validation")
     policy: nn.Module = policy_class.from_preset(
         config.preset, dataset.features, dataset.statistics, dataset.tasks, **overrides
     ).to(device)
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
     average = AveragedWeights(policy, config.ema)
-    probe = held_out if len(held_out) >= config.batch_size else dataset
+    probe, probed = _probe_data(config, horizon, tasks, dataset)
     bf16 = uses_bf16(config.precision, device)
 
     step, elapsed, losses = 0, 0.0, []
@@ -105,7 +103,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         try:
             while (fraction := _fraction(config, step, elapsed)) < 1.0:
                 for group in optimiser.param_groups:
-                    group["lr"] = config.learning_rate * schedule(step, fraction, config.warmup)
+                    group["lr"] = group["rate"] * config.learning_rate * schedule(step, fraction, config.warmup)
                 batch = dataset.batch(batch_indices(config.seed, step, config.batch_size, len(dataset)))
                 with autocast(device, bf16):
                     loss, logs = policy(batch)
@@ -153,12 +151,14 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         "environment": dataset.provenance.get("environment"),
         "environment_options": dataset.provenance.get("environment_options"),
         "routing": {"step0": routing_step0, "final": None},
+        "complete": False,
     }
     write = policy.save_pretrained
     folder = save_policy(config.out, write, record)  # type: ignore[arg-type]
     final = _probe(policy, probe, config, bf16)
     record["routing"]["final"] = final["routing"]
-    record["validation" if probe is held_out else "training_probe"] = final["losses"]
+    record[probed] = final["losses"]
+    record["complete"] = True
     (folder / "train.json").write_text(json.dumps(record, indent=2))
     return record
 
@@ -172,17 +172,6 @@ def resolve_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no CUDA device here: expected a GPU that torch can use; choose --device cpu")
     return torch.device(name)
-
-
-def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """``("layers=2", "text=none")`` -> ``{"layers": 2, "text": "none"}``; values are read as YAML."""
-    parsed = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise UserError(f"setting {setting!r} is no key=value: write for example layers=2")
-        parsed[key] = yaml.safe_load(value)
-    return parsed
 
 
 def _preset_class(name: str) -> Any:
@@ -242,6 +231,15 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 def autocast(device: torch.device, bf16: bool) -> Any:
     """The context in which the network computes."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def _probe_data(config: TrainConfig, horizon: int, tasks: tuple[str, ...] | None, dataset: Any) -> tuple[Any, str]:
+    """Held-out episodes to measure on, and what to call the result; training data where too few are held out."""
+    try:
+        held_out = open_dataset(config.data, horizon, tasks=tasks, split="validation")
+    except UserError:
+        return dataset, "training_probe"
+    return (held_out, "validation") if len(held_out) >= config.batch_size else (dataset, "training_probe")
 
 
 @torch.no_grad()

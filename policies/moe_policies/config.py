@@ -22,7 +22,7 @@ class PolicyConfig:
     width: int = 128
     """Width of every token."""
     layers: int = 3
-    """Trunk blocks, each attention then feed-forward."""
+    """Trunk blocks, each attention then feed-forward; at least 2, since the glimpses come after the first."""
     heads: int = 4
     """Attention heads."""
     feed_forward: Literal["moe", "dense-active"] = "moe"
@@ -61,7 +61,7 @@ class PolicyConfig:
     """Random brightness and contrast in training, as a fraction; 0 for none."""
 
     def __post_init__(self) -> None:
-        for name, low in (("width", 8), ("layers", 1), ("heads", 1), ("chunk", 1), ("execute", 1), ("patches", 1)):
+        for name, low in (("width", 8), ("layers", 2), ("heads", 1), ("chunk", 1), ("execute", 1), ("patches", 1)):
             if getattr(self, name) < low:
                 raise UserError(f"policy config: {name} is {getattr(self, name)}, expected at least {low}")
         if self.execute > self.chunk:

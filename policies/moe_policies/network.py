@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_policies.heads import FlowHead, L1Head
-from moe_policies.stems import CameraStem, Glimpse, StateStem, TextStem
-from moe_policies.trunk import Block, Tokens, masked_mean
+from moe_policies.stems import CameraStem, Glimpse, StateStem, Summary, TextStem
+from moe_policies.trunk import Block, Tokens
 from moe_robot.moe import RoutingPlan, balance_loss, expert_roles, z_loss
 from moe_robot.types import Features
 
@@ -56,7 +56,7 @@ class Network(nn.Module):
         actions = split_by_role(features.action_names)
         self.action_roles = tuple(actions)
         self.queries = nn.Parameter(torch.randn(len(actions), d) * 0.02)
-        self.summary = nn.Linear(d, d)
+        self.summary = Summary(d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         head = L1Head if config.head == "l1" else FlowHead
         self.head = head(d, config.chunk, list(actions.values()))
@@ -81,15 +81,21 @@ class Network(nn.Module):
             parts.append(patches)
         tokens, plans = Tokens.concatenate(parts), []
         for i, block in enumerate(self.blocks):
-            tokens, plan = block(tokens, available_E)
+            last = i + 1 == len(self.blocks)
+            tokens, plan = block(tokens, available_E, len(self.action_roles) if last else None)
             plans += [] if plan is None else [plan]
             if i == 0 and self.glimpses:
-                summary_BD = self.summary(masked_mean(tokens.x_BND[:, words], tokens.present_BN[:, words]))
-                looks = [self.glimpses[camera](features, summary_BD) for camera, features in maps.items()]
+                summary_BS = self.summary(tokens.x_BND[:, words], tokens.present_BN[:, words])
+                looks = [self.glimpses[camera](features, summary_BS) for camera, features in maps.items()]
                 tokens = Tokens.concatenate([tokens, *looks])
-        return tokens.x_BND[:, : len(self.action_roles)], plans
+        return tokens.x_BND, plans
 
     def gate_losses(self, plans: Sequence[RoutingPlan]) -> tuple[Tensor, Tensor]:
-        """Balance and z-loss, each computed per layer and averaged over layers (never pooled first)."""
-        balance = torch.stack([balance_loss(plan, self.roles, MODALITIES) for plan in plans]).mean()
-        return balance, torch.stack([z_loss(plan) for plan in plans]).mean()
+        """Balance and z-loss, each computed per layer and averaged over layers (never pooled first).
+
+        A layer with nothing to balance is left out of the balance; it is 0 when none has.
+        """
+        z = torch.stack([z_loss(plan) for plan in plans]).mean()
+        per_layer = [balance_loss(plan, self.roles, MODALITIES) for plan in plans]
+        terms = [loss for loss in per_layer if loss is not None]
+        return torch.stack(terms).mean() if terms else torch.zeros_like(z), z

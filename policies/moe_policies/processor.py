@@ -6,12 +6,12 @@ Statistics are strict: a feature without them is refused by name. They are buffe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from moe_policies.config import PolicyConfig
 from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
@@ -46,16 +46,7 @@ class Processor(nn.Module):
             self.register_buffer(f"{name}_mean", torch.as_tensor(np.asarray(mean), dtype=torch.float32))
             scale = np.where(np.asarray(std) < DEAD, 1.0, std)
             self.register_buffer(f"{name}_std", torch.as_tensor(scale, dtype=torch.float32))
-        self.augment: dict[str, v2.Transform] = {}
-        for camera, (height, width) in features.cameras.items():
-            steps: list[Any] = []
-            if config.shift:
-                pad = max(1, round(config.shift * height / 96))
-                steps.append(v2.RandomCrop((height, width), padding=pad, padding_mode="edge"))
-            if config.jitter:
-                steps.append(v2.ColorJitter(brightness=config.jitter, contrast=config.jitter))
-            if steps:
-                self.augment[camera] = v2.Compose(steps)
+        self._config, self._sizes = config, dict(features.cameras)
 
     def normalise(self, key: str, value: Tensor) -> Tensor:
         """Zero mean and unit variance over the last dimension (for images: the channel, given last)."""
@@ -73,10 +64,26 @@ class Processor(nn.Module):
         frames = frames_BHWC.permute(
             0, 3, 1, 2
         ).contiguous()  # planes first: broadcasting over 3 interleaved channels is slow
-        if self.training and camera in self.augment:
-            frames = torch.cat([self.augment[camera](group) for group in frames.chunk(AUGMENT_GROUPS)])
+        if self.training and (augment := self._augment[camera]):
+            frames = torch.cat([augment(group) for group in frames.chunk(AUGMENT_GROUPS)])
         mean, std = getattr(self, f"{name}_mean").view(3, 1, 1), getattr(self, f"{name}_std").view(3, 1, 1)
         return (frames - 255 * mean) * (1 / (255 * std))
+
+    @cached_property
+    def _augment(self) -> dict[str, Any]:
+        """Camera -> torchvision transform, or None. Made at first use: acting need not import torchvision."""
+        from torchvision.transforms import v2
+
+        augment: dict[str, Any] = {}
+        for camera, (height, width) in self._sizes.items():
+            steps: list[Any] = []
+            if self._config.shift:
+                pad = max(1, round(self._config.shift * height / 96))
+                steps.append(v2.RandomCrop((height, width), padding=pad, padding_mode="edge"))
+            if self._config.jitter:
+                steps.append(v2.ColorJitter(brightness=self._config.jitter, contrast=self._config.jitter))
+            augment[camera] = v2.Compose(steps) if steps else None
+        return augment
 
 
 def _buffer_name(key: str) -> str:

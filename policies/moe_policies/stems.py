@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from moe_policies.config import PolicyConfig
 from moe_policies.trunk import Tokens, sinusoid
 
+SUMMARY_HEADS = 4
+
 
 class Residual(nn.Module):
     """Two 3x3 convolutions added to their input. No batch or group norm: its backward is slow on a CPU at this size."""
@@ -52,6 +54,32 @@ class CameraStem(nn.Module):
         return Tokens.of(self.project(pooled) + self.camera + self.position, "vision"), features
 
 
+class Summary(nn.Module):
+    """What the sentence asks for: a few learned weightings of its words, side by side.
+
+    A plain mean would drown the one word that matters among the polite ones.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.attend = nn.Linear(width, SUMMARY_HEADS)
+        self.absent = nn.Parameter(torch.zeros(SUMMARY_HEADS * width))
+
+    def forward(self, words_BWD: Tensor, present_BW: Tensor) -> Tensor:
+        """(B, W, D) and bool (B, W) -> (B, SUMMARY_HEADS * D); a learned constant where there are no words."""
+        if words_BWD.shape[1] == 0:
+            return self.absent.expand(words_BWD.shape[0], -1)
+        h_BWD = self.norm(words_BWD)
+        scores_BWS = self.attend(h_BWD).float().masked_fill(~present_BW.unsqueeze(-1), float("-inf"))
+        return (scores_BWS.softmax(dim=1).transpose(1, 2).to(h_BWD.dtype) @ h_BWD).flatten(1)
+
+
+def unit(x: Tensor, dim: int) -> Tensor:
+    """``x`` divided by its root mean square over ``dim``."""
+    return x * torch.rsqrt(x.float().square().mean(dim=dim, keepdim=True) + 1e-6).to(x.dtype)
+
+
 class Glimpse(nn.Module):
     """Looks into a camera's fine feature map where the instruction points.
 
@@ -65,20 +93,21 @@ class Glimpse(nn.Module):
         c, self.n_tokens, self.per_token = config.stem_channels, config.glimpses, queries_per_token
         n = self.n_tokens * queries_per_token // 2
         self.key = nn.Conv2d(c, c, 1)
-        self.asked = nn.Linear(config.width, n * c)
-        self.fixed = nn.Parameter(torch.randn(n, c) * c**-0.5)
-        self.scale = nn.Parameter(torch.tensor(2.0))
-        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.asked = nn.Linear(config.width * SUMMARY_HEADS, n * c)
+        self.fixed = nn.Parameter(torch.randn(n, c))
+        self.scale = nn.Parameter(torch.tensor(3.0))
         self.project = nn.Linear(queries_per_token * (c + 2 + 16), config.width)
         self.camera = nn.Parameter(torch.randn(self.n_tokens, config.width) * 0.02)
 
-    def forward(self, features: Tensor, summary_BD: Tensor) -> Tokens:
-        """Feature map (B, C, h, w) and sentence summary (B, D) -> glimpse tokens (B, G, D)."""
+    def forward(self, features: Tensor, summary_BS: Tensor) -> Tokens:
+        """Feature map (B, C, h, w) and sentence summary (B, SUMMARY_HEADS * D) -> glimpse tokens (B, G, D)."""
         b, c, h, w = features.shape
         key_BCP = self.key(features).flatten(2)
-        asked_BQC = self.asked(self.norm(summary_BD.float())).view(b, -1, c)
+        asked_BQC = self.asked(summary_BS).view(b, -1, c)
         query_BQC = torch.cat([asked_BQC, self.fixed.to(asked_BQC.dtype).expand(b, -1, -1)], dim=1)
-        attention_BQP = (query_BQC @ key_BCP * (self.scale * c**-0.5)).float().softmax(dim=-1)
+        # Both are brought to unit size, so that the softmax is neither flat nor saturated from the first step on.
+        scores_BQP = unit(query_BQC, -1) @ unit(key_BCP, 1) * (self.scale * c**-0.5)
+        attention_BQP = scores_BQP.float().softmax(dim=-1)
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, h, device=features.device),
             torch.linspace(-1, 1, w, device=features.device),

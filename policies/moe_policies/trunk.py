@@ -35,6 +35,10 @@ class Tokens:
             torch.cat([part.present_BN for part in parts], dim=1),
         )
 
+    def first(self, n: int) -> Tokens:
+        """The first n tokens of each sample."""
+        return Tokens(self.x_BND[:, :n], self.modality_N[:n], self.present_BN[:, :n])
+
     @classmethod
     def of(cls, x_BND: Tensor, modality: str, present_BN: Tensor | None = None) -> Tokens:
         """Tokens of one modality; all present unless said otherwise."""
@@ -57,13 +61,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, present_BN: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+    def forward(self, x_BND: Tensor, present_BN: Tensor, readers: int) -> Tensor:
+        """What the first ``readers`` tokens read from all tokens: (B, N, D) -> (B, readers, D)."""
         b, n, d = x_BND.shape
         q, k, v = self.qkv(x_BND).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        scores = (q * (d // self.heads) ** -0.5) @ k.transpose(-1, -2)
+        scores = (q[:, :, :readers] * (d // self.heads) ** -0.5) @ k.transpose(-1, -2)
         scores = scores.masked_fill(~present_BN[:, None, None, :], float("-inf"))
-        return self.out((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(b, n, d))
+        return self.out((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(b, readers, d))
 
 
 class Block(nn.Module):
@@ -88,10 +92,19 @@ class Block(nn.Module):
         else:
             self.feed_forward = SwiGLU(config.width, config.experts_per_token * config.hidden)
 
-    def forward(self, tokens: Tokens, available_E: Tensor | None) -> tuple[Tokens, RoutingPlan | None]:
-        """One block. The plan is None for a dense feed-forward."""
-        x_BND = tokens.x_BND + self.attention(self.attention_norm(tokens.x_BND), tokens.present_BN)
-        b, n, d = x_BND.shape
+    def forward(
+        self, tokens: Tokens, available_E: Tensor | None, keep: int | None = None
+    ) -> tuple[Tokens, RoutingPlan | None]:
+        """One block. The plan is None for a dense feed-forward.
+
+        With ``keep``, only the first ``keep`` tokens are carried on (they still read all): in the last block, tokens
+        that nobody reads afterwards are not computed.
+        """
+        n = tokens.x_BND.shape[1] if keep is None else keep
+        read_BND = self.attention(self.attention_norm(tokens.x_BND), tokens.present_BN, n)
+        tokens = tokens.first(n)
+        x_BND = tokens.x_BND + read_BND
+        b, _, d = x_BND.shape
         h_BND = self.feed_forward_norm(x_BND)
         plan = None
         if isinstance(self.feed_forward, MoEFeedForward):
@@ -103,12 +116,6 @@ class Block(nn.Module):
         else:
             y_BND = self.feed_forward(h_BND)
         return Tokens(x_BND + y_BND, tokens.modality_N, tokens.present_BN), plan
-
-
-def masked_mean(x_BND: Tensor, present_BN: Tensor) -> Tensor:
-    """Mean of the present tokens, (B, N, D) -> (B, D); zeros where none is present."""
-    weight_BN = present_BN.to(x_BND.dtype)
-    return (x_BND * weight_BN.unsqueeze(-1)).sum(dim=1) / weight_BN.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:

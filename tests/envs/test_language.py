@@ -9,8 +9,8 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from moe_envs.pitstop.language import INSTRUCTION_SETS, MAX_WORDS, TASKS, sentence, sentences, vocabulary
 
+from moe_envs.pitstop.language import INSTRUCTION_SETS, MAX_WORDS, TASKS, sentence, sentences, vocabulary
 from moe_robot.types import UserError
 
 COLOURS = {"red": "red scarlet crimson", "blue": "blue navy azure", "green": "green emerald lime"}

@@ -6,15 +6,15 @@ import sys
 import warnings
 
 import gymnasium
-import moe_envs
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+
+import moe_envs
 from moe_envs.pitstop import control
 from moe_envs.pitstop.dimensions import BUTTONS, OBJECTS, SCENE_OBJECTS
 from moe_envs.pitstop.env import PitStopEnv
 from moe_envs.pitstop.layout import BEHIND_BLOCK, CORRIDOR, SPACING, draw_layout
-
 from moe_robot.types import UserError
 
 HOLD = np.array([0, 0, 0, 0, 1], dtype=np.float32)

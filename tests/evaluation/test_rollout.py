@@ -151,6 +151,11 @@ def test_failures_are_filmed_first(make_checkpoint, tmp_path):
     }
 
 
+def test_the_tasks_of_training_are_evaluated_when_none_are_named(make_checkpoint, tmp_path):
+    folder = make_checkpoint({"environment": "signpost", "tasks": ["go_right"]})
+    assert set(evaluate(folder, out=tmp_path / "out", episodes=1).setup.tasks) == {"go_right"}
+
+
 def test_the_environment_is_made_with_the_options_of_training(make_checkpoint, tmp_path):
     folder = make_checkpoint({"environment": "signpost", "environment_options": {"size": 32}})
     with pytest.raises(UserError, match="camera 'front' is 32x32 pixels, expected 24x24"):

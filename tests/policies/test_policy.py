@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from moe_policies.policy import MultimodalPolicy
 from torch.testing import assert_close
 
+from moe_policies.policy import MultimodalPolicy
+from moe_policies.trunk import Tokens
 from moe_robot.registry import load_policy, presets
 from moe_robot.types import Features, Observation, Policy, UserError
 
@@ -43,16 +44,27 @@ def test_alone_equals_batched(features, statistics, batch, preset, head):
         assert_close(policy.predict_action_chunk(one)[0], together[i], rtol=1e-5, atol=1e-5)
 
 
-def test_two_experts_per_token_in_every_layer(features, statistics, batch):
-    policy = make(features, statistics)
+def test_two_experts_per_token_in_every_layer_and_only_the_action_tokens_in_the_last(features, statistics, batch):
+    policy = make(features, statistics, layers=3)
     policy.predict_action_chunk(without_actions(batch))
     routing = policy.routing()
     words = sum(len(sentence.split()) for sentence in batch["task"])
     patches, glimpses = 2 * 4, 2 * 2
-    for layer, vision in enumerate((patches, patches + glimpses)):
-        expected = {"vision": 6 * vision, "arm": 6 * 2, "grasp": 6 * 2, "language": words}
-        counted = dict(zip(routing.modalities, routing.counts_LME[layer].sum(axis=1) / 2, strict=True))
-        assert counted == expected
+    expected = [
+        {"vision": 6 * patches, "arm": 6 * 2, "grasp": 6 * 2, "language": words},
+        {"vision": 6 * (patches + glimpses), "arm": 6 * 2, "grasp": 6 * 2, "language": words},
+        {"vision": 0, "arm": 6, "grasp": 6, "language": 0},
+    ]
+    for layer in range(3):
+        assert dict(zip(routing.modalities, routing.counts_LME[layer].sum(axis=1) / 2, strict=True)) == expected[layer]
+
+
+def test_what_nobody_reads_changes_nothing(features, statistics, batch):
+    network = make(features, statistics).network
+    tokens = Tokens.of(torch.randn(3, 9, 32), "arm")
+    whole, _ = network.blocks[1](tokens, None)
+    part, _ = network.blocks[1](tokens, None, keep=2)
+    assert_close(part.x_BND, whole.x_BND[:, :2])
 
 
 def test_tokens_begin_at_the_experts_of_their_own_role_and_no_gate_is_masked(features, statistics, batch):

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from moe_robot.data.loader import open_dataset
-from moe_robot.registry import load_policy
+from moe_robot.moe import Router
+from moe_robot.registry import load_policy, parse_options
 from moe_robot.training.checkpoint import save_policy
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.optimise import AveragedWeights, make_optimiser, schedule
-from moe_robot.training.train import parse_settings, train
+from moe_robot.training.train import train
 from moe_robot.types import Observation, UserError
 
 TINY = (
@@ -137,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(demonstrations, tmp_path):
         ({"steps": 0}, "expected more than 0"),
         ({"steps": 1, "preset": "mow"}, "unknown preset 'mow': did you mean moe"),
         ({"steps": 1, "config": ("layrs=2",)}, "unknown policy config key 'layrs': did you mean layers"),
-        ({"steps": 1, "config": ("layers",)}, "no key=value"),
+        ({"steps": 1, "config": ("layers",)}, "expected KEY=VALUE"),
         ({"steps": 1, "device": "gpu"}, "unknown device 'gpu'"),
         ({"steps": 1, "tasks": "rad"}, "unknown task of the data set 'rad': did you mean red"),
     ],
@@ -173,6 +174,14 @@ def test_the_schedule_warms_up_and_falls():
     assert values == sorted(values, reverse=True)
 
 
+def test_gates_learn_slower_and_do_not_decay():
+    model = torch.nn.ModuleList([torch.nn.Linear(4, 4), Router(4, ("a", "b"), ("a",))])
+    gate = make_optimiser(model, 1e-3, 0.1).param_groups[-1]
+    assert {id(p) for p in gate["params"]} == {id(p) for p in model[1].parameters()}
+    assert gate["rate"] < 1
+    assert gate["weight_decay"] == 0
+
+
 def test_only_matrices_decay():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
     decayed, plain = make_optimiser(model, 1e-3, 0.1).param_groups
@@ -191,7 +200,7 @@ def test_averaged_weights_follow_the_model():
 
 
 def test_settings_are_read_as_values():
-    assert parse_settings(("layers=2", "text=bundled:minilm", "experts={vision: 1}")) == {
+    assert parse_options(("layers=2", "text=bundled:minilm", "experts={vision: 1}")) == {
         "layers": 2,
         "text": "bundled:minilm",
         "experts": {"vision": 1},

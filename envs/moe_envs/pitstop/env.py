@@ -71,7 +71,7 @@ class PitStopEnv(gymnasium.Env):
             control: ``"cartesian"`` or ``"joint"``.
             control_hz: 10 or 20 actions per second.
             image_size: pixels of the square camera pictures, or (height, width).
-            cameras: which of ``front`` and ``wrist`` to observe; with none, ``pixels`` is left out and GL is not needed.
+            cameras: which of ``front`` and ``wrist`` to observe; with none there is no ``pixels`` and no need of GL.
             render: ``"fast"`` for learning, ``"full"`` for pictures that people look at.
             render_mode: ``None``, ``"rgb_array"`` or ``"human"`` (MuJoCo's viewer).
 
@@ -110,8 +110,10 @@ class PitStopEnv(gymnasium.Env):
             "agent_pos": gymnasium.spaces.Box(-controls.STATE_BOUND, controls.STATE_BOUND, dtype=np.float32)
         }
         if self.cameras:  # Gymnasium refuses an empty Dict
-            box = gymnasium.spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
-            spaces["pixels"] = gymnasium.spaces.Dict(dict.fromkeys(self.cameras, box))
+            shape = (*self.image_size, 3)
+            spaces["pixels"] = gymnasium.spaces.Dict(
+                {name: gymnasium.spaces.Box(0, 255, shape, np.uint8) for name in self.cameras}
+            )
         self.observation_space = gymnasium.spaces.Dict(spaces)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(self.action_names),), np.float32)
 
@@ -139,6 +141,11 @@ class PitStopEnv(gymnasium.Env):
         self.task_description = sentence(self._named.name, instructions, self.np_random)
         self._place(layout)
         return self._observe(), self._info(self.state())
+
+    @staticmethod
+    def options_for(tasks: Sequence[str]) -> dict[str, Any]:
+        """Constructor options that ``tasks`` need: the small scene when it has all that they are about."""
+        return {"objects": next(name for name, has in rules.SCENE_TASKS.items() if set(tasks) <= set(has))}
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Move for one control period. Terminates on success and when something else was done."""

@@ -2,7 +2,7 @@
 
 It answers with a waypoint, often far ahead, that moves little while the hand travels: straight over the subject, at a
 height that falls as the horizontal error falls (a funnel). What has been achieved is read off the world: an object
-between fingers that are as far apart as it is wide counts as held.
+between fingers that are no farther apart than it is wide counts as held.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ PUSH_HEIGHT = 0.024
 NEAR_XY, NEAR_Z, NEAR_YAW = 0.012, 0.020, 0.30  # where the fingers begin to close ...
 KEEP_XY, KEEP_Z = 0.020, 0.026  # ... and how far it may slip before they open again once they are closing
 BEGUN = 0.85 * MAX_OPENING  # an opening below this says that closing has begun
-HELD_SLACK, HELD_SLACK_CLOSED = 0.005, 0.012  # fingers at its width, up to this much wider or narrower, hold it
+HELD_SLACK = 0.005  # fingers up to this much farther apart than the object is wide hold it ...
+SOMETHING = 0.015  # ... down to this; closer, there is nothing between them worth lifting
 OPEN, CLOSED = 1.0, -1.0
 UP = np.array([0.0, 0.0, 1.0])
 NOISE_POSITION, NOISE_YAW = 0.02, 0.1  # one control step's travel at 20 Hz: the unit of ``perturb``
@@ -103,7 +104,7 @@ def waypoint(task: Task, state: WorldState) -> np.ndarray:
     thing, shape = state.objects[task.subject], OBJECTS[task.subject]
     if task.verb != "pick" and _delivered(task, state):
         return _to(state, state.tool + UP * 0.03, state.yaw, OPEN)
-    fitting = -HELD_SLACK_CLOSED <= state.opening - shape.width <= HELD_SLACK
+    fitting = SOMETHING <= state.opening <= shape.width + HELD_SLACK  # less than its width where it has tumbled
     if not (fitting and _between_fingers(state, thing)):
         return _grasp(task.subject, state)
     if task.verb == "pick":
@@ -124,7 +125,7 @@ def _grasp(name: str, state: WorldState) -> np.ndarray:
     xy, z = (KEEP_XY, KEEP_Z) if closing else (NEAR_XY, NEAR_Z)
     error = state.tool - (*thing.position[:2], height)
     near = math.hypot(error[0], error[1]) < xy and abs(error[2]) < z
-    overclosed = state.opening < shape.width - HELD_SLACK_CLOSED  # on nothing, or on an edge: open and try again
+    overclosed = state.opening < SOMETHING  # on nothing, or on the nut's rim: open and try again
     aligned = not shape.symmetry or abs(wrap_angle(yaw - state.yaw, shape.symmetry)) < NEAR_YAW
     gripper = CLOSED if near and aligned and not overclosed else OPEN
     return _through_funnel(state, thing.position[:2], height, yaw, gripper)
