@@ -14,6 +14,8 @@ import numpy as np
 STATE = "observation.state"
 IMAGE_PREFIX = "observation.images."
 TASK = "task"
+TASK_NAME = "task_name"
+"""Training batches only: which task of the environment an episode is, whatever its sentence says."""
 ACTION = "action"
 ACTION_IS_PAD = "action_is_pad"
 

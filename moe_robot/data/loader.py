@@ -25,7 +25,7 @@ from moe_robot.data.layout import (
 from moe_robot.data.statistics import QUANTILES, combine, from_columns, vector_statistics
 from moe_robot.data.store import vector_rows
 from moe_robot.registry import unknown
-from moe_robot.types import ACTION, ACTION_IS_PAD, IMAGE_PREFIX, STATE, TASK, FeatureStatistics, UserError
+from moe_robot.types import ACTION, ACTION_IS_PAD, IMAGE_PREFIX, STATE, TASK, TASK_NAME, FeatureStatistics, UserError
 
 Split = Literal["train", "validation", "all"]
 
@@ -67,6 +67,7 @@ class Dataset:
         lengths = episodes.stop - episodes.start
         self._rows = np.concatenate([np.arange(a, b) for a, b in zip(episodes.start, episodes.stop, strict=True)])
         self._ends = np.repeat(episodes.stop, lengths)
+        self._episode_of_row = np.repeat(np.arange(len(episodes)), lengths)
         self.content_hash = content_hash(directory, self._files, self._cache)
 
     def __len__(self) -> int:
@@ -94,8 +95,9 @@ class Dataset:
 
         Returns:
             ``observation.images.<camera>`` uint8 (B, H, W, 3), ``observation.state`` float32 (B, S), ``task`` list of B
-            sentences, ``action`` float32 (B, horizon, A) beginning with the frame's own action, ``action_is_pad`` bool
-            (B, horizon): true beyond the episode's end, where the last action is repeated.
+            sentences, ``task_name`` list of B environment task names, ``action`` float32 (B, horizon, A) beginning
+            with the frame's own action, ``action_is_pad`` bool (B, horizon): true beyond the episode's end, where the
+            last action is repeated.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
@@ -105,6 +107,7 @@ class Dataset:
         batch: dict[str, Any] = {IMAGE_PREFIX + camera: frames[rows] for camera, frames in self.frames.items()}
         batch[STATE] = self._state[rows]
         batch[TASK] = [self._sentences[i] for i in self._task_index[rows]]
+        batch[TASK_NAME] = [self.episodes.task[i] for i in self._episode_of_row[indices]]
         batch[ACTION] = self._action[np.minimum(steps, ends[:, None] - 1)]
         batch[ACTION_IS_PAD] = steps >= ends[:, None]
         return batch

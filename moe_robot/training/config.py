@@ -33,7 +33,7 @@ class TrainConfig:
     """Samples per step."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; warm-up, then cosine to 2 % of it."""
-    warmup: int = 100
+    warmup: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 1e-2
     """Weight decay of matrices; vectors (norms, biases, embeddings) have none."""

@@ -61,7 +61,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     tasks = tuple(config.tasks.split(",")) if config.tasks else None
     dataset = open_dataset(config.data, horizon, tasks=tasks, split="train")
     policy: nn.Module = policy_class.from_preset(
-        config.preset, dataset.features, dataset.statistics, dataset.tasks, **overrides
+        config.preset, dataset.features, dataset.statistics, dataset.tasks, _task_names(dataset), **overrides
     ).to(device)
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
     average = AveragedWeights(policy, config.ema)
@@ -231,6 +231,12 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 def autocast(device: torch.device, bf16: bool) -> Any:
     """The context in which the network computes."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def _task_names(dataset: Any) -> tuple[str, ...]:
+    """Names of the environment's tasks; none where the data set has only sentences."""
+    names = dict.fromkeys(dataset.episodes.task)
+    return () if set(names) == set(dataset.tasks) else tuple(names)
 
 
 def _probe_data(config: TrainConfig, horizon: int, tasks: tuple[str, ...] | None, dataset: Any) -> tuple[Any, str]:

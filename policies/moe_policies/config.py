@@ -41,6 +41,10 @@ class PolicyConfig:
     """Weight of the load-balance loss."""
     z_weight: float = 1e-3
     """Weight of the router z-loss."""
+    task_weight: float = 0.1
+    """Weight of telling the task's name from the words, in training: it ties synonyms together early."""
+    task_names: tuple[str, ...] = ()
+    """The names to tell, from the demonstrations; empty leaves that loss out."""
     stem_channels: int = 32
     """Channels of the camera stem's feature map."""
     patches: int = 4
@@ -93,4 +97,4 @@ class PolicyConfig:
         for key in data:
             if key not in known:
                 raise unknown("policy config key", key, known)
-        return cls(**data)
+        return cls(**{**data, "task_names": tuple(data.get("task_names", ()))})

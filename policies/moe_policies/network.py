@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_policies.heads import FlowHead, L1Head
-from moe_policies.stems import CameraStem, Glimpse, StateStem, Summary, TextStem
+from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, StateStem, Summary, TextStem
 from moe_policies.trunk import Block, Tokens
 from moe_robot.moe import RoutingPlan, balance_loss, expert_roles, z_loss
 from moe_robot.types import Features
@@ -32,6 +32,21 @@ class Inputs:
     images: dict[str, Tensor]
     state_BS: Tensor
     sentences: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass gives.
+
+    Attributes:
+        action_BGD: action tokens (B, G, D), for the head.
+        summary_BS: what the sentence asks for, after the first block (B, S).
+        plans: one per block; none for a dense trunk.
+    """
+
+    action_BGD: Tensor
+    summary_BS: Tensor
+    plans: list[RoutingPlan]
 
 
 def split_by_role(names: Sequence[str]) -> dict[str, list[int]]:
@@ -57,12 +72,13 @@ class Network(nn.Module):
         self.action_roles = tuple(actions)
         self.queries = nn.Parameter(torch.randn(len(actions), d) * 0.02)
         self.summary = Summary(d)
+        self.task_head = nn.Linear(SUMMARY_HEADS * d, len(config.task_names)) if config.task_names else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         head = L1Head if config.head == "l1" else FlowHead
         self.head = head(d, config.chunk, list(actions.values()))
 
-    def forward(self, inputs: Inputs, available_E: Tensor | None = None) -> tuple[Tensor, list[RoutingPlan]]:
-        """Action tokens (B, G, D) and one plan per block (none for a dense trunk).
+    def forward(self, inputs: Inputs, available_E: Tensor | None = None) -> Outputs:
+        """One pass.
 
         The glimpses are taken after the first block, when the words have been through their experts: what the
         sentence asks for steers where the cameras are read closely.
@@ -80,15 +96,16 @@ class Network(nn.Module):
             patches, maps[camera] = stem(inputs.images[camera])
             parts.append(patches)
         tokens, plans = Tokens.concatenate(parts), []
+        summary_BS = tokens.x_BND
         for i, block in enumerate(self.blocks):
             last = i + 1 == len(self.blocks)
             tokens, plan = block(tokens, available_E, len(self.action_roles) if last else None)
             plans += [] if plan is None else [plan]
-            if i == 0 and self.glimpses:
+            if i == 0:
                 summary_BS = self.summary(tokens.x_BND[:, words], tokens.present_BN[:, words])
                 looks = [self.glimpses[camera](features, summary_BS) for camera, features in maps.items()]
                 tokens = Tokens.concatenate([tokens, *looks])
-        return tokens.x_BND, plans
+        return Outputs(tokens.x_BND, summary_BS, plans)
 
     def gate_losses(self, plans: Sequence[RoutingPlan]) -> tuple[Tensor, Tensor]:
         """Balance and z-loss, each computed per layer and averaged over layers (never pooled first).

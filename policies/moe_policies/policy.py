@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from moe_robot.types import (
     IMAGE_PREFIX,
     STATE,
     TASK,
+    TASK_NAME,
     Features,
     FeatureStatistics,
     Observation,
@@ -80,12 +83,24 @@ class MultimodalPolicy(nn.Module):
         features: Features,
         statistics: Mapping[str, FeatureStatistics],
         sentences: Iterable[str] = (),
+        task_names: Sequence[str] = (),
         **overrides: Any,
     ) -> MultimodalPolicy:
-        """A fresh policy; ``sentences`` are the training instructions, for the vocabulary of the scratch encoder."""
+        """A fresh policy.
+
+        Args:
+            name: one of :meth:`presets`.
+            features: of the data set.
+            statistics: of the data set.
+            sentences: the training instructions, for the vocabulary of the scratch encoder.
+            task_names: names of the tasks behind the sentences, where the data set has them; for training only.
+            overrides: fields of :class:`PolicyConfig`.
+        """
         if name not in PRESETS:
             raise unknown("preset", name, PRESETS)
         config = preset(name, **overrides)
+        if config.text != "none" and config.task_weight:
+            config = dataclasses.replace(config, task_names=tuple(task_names))
         encoder = None if config.text == "none" else resolve_text_encoder(config.text, sentences)
         return cls(config, features, statistics, encoder)
 
@@ -143,17 +158,23 @@ class MultimodalPolicy(nn.Module):
 
         Args:
             batch: ``observation.images.<camera>`` uint8 (B, H, W, 3), ``observation.state`` (B, S), ``task`` list of
-                B sentences, ``action`` (B, H, A), ``action_is_pad`` bool (B, H); arrays or tensors.
+                B sentences, ``task_name`` list of B names, ``action`` (B, H, A), ``action_is_pad`` bool (B, H); arrays
+                or tensors.
         """
-        context_BGD, plans = self.network(self._inputs(batch), self._available_E)
-        self._plans = plans
+        out = self.network(self._inputs(batch), self._available_E)
+        self._plans = plans = out.plans
         target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
-        loss = self.network.head.loss(context_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
+        loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
         logs = {"action_loss": float(loss.detach())}
         if plans:
             balance, z = self.network.gate_losses(plans)
             loss = loss + self.config.balance_weight * balance + self.config.z_weight * z
             logs |= {"balance_loss": float(balance.detach()), "z_loss": float(z.detach())}
+        if self.network.task_head is not None:
+            names = torch.tensor([self.config.task_names.index(name) for name in batch[TASK_NAME]], device=self.device)
+            task_loss = F.cross_entropy(self.network.task_head(out.summary_BS).float(), names)
+            loss = loss + self.config.task_weight * task_loss
+            logs["task_loss"] = float(task_loss.detach())
         return loss, logs
 
     def after_update(self) -> None:
@@ -163,9 +184,10 @@ class MultimodalPolicy(nn.Module):
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any]) -> Tensor:
         """A batch of observations (keys as in :meth:`forward`, without actions) -> actions (B, H, A) in env units."""
-        context_BGD, self._plans = self.network(self._inputs(batch), self._available_E)
+        out = self.network(self._inputs(batch), self._available_E)
+        self._plans = out.plans
         self.inference_count += 1
-        return self.processor.unnormalise(ACTION, self.network.head.sample(context_BGD).float())
+        return self.processor.unnormalise(ACTION, self.network.head.sample(out.action_BGD).float())
 
     def select_action(self, observation: Observation) -> np.ndarray:
         """The next action (A,), float32. Runs the network when the last chunk's ``execute`` steps are used up."""
