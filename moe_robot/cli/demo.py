@@ -41,7 +41,7 @@ class Options:
     config: tuple[str, ...] = ()
     """Policy settings as key=value, for example --config layers=2."""
     knockout: str = "vision,language"
-    """Expert roles, with commas between: some episodes again without each of them. Needs a preset with a gate."""
+    """Expert roles, with commas between: some episodes again without each (presets with a gate)."""
     knockout_episodes: int = 6
     """Episodes per task and knock-out."""
     video: int = 2
@@ -141,6 +141,10 @@ def _is_trained(folder: Path) -> bool:
     return record.is_file() and json.loads(record.read_text())["complete"]
 
 
+def _has_gate(folder: Path) -> bool:
+    return json.loads((folder / "checkpoint" / "train.json").read_text())["routing"]["final"] is not None
+
+
 def _evaluate(options: Options) -> int:
     if _is_reported(options.out):
         from rich.console import Console
@@ -162,7 +166,7 @@ def _evaluate(options: Options) -> int:
             seed=REPORT_SEED,
             workers=options.workers,
             video=options.video,
-            knockout=options.knockout,
+            knockout=options.knockout if _has_gate(options.out / "policy") else "",  # nothing to knock out otherwise
             knockout_episodes=options.knockout_episodes,
             device=options.device,
         )

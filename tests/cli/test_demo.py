@@ -53,13 +53,13 @@ def test_an_interrupted_step_stops_the_demo_and_says_that_it_can_go_on(steps, tm
     assert steps == ["collect"]
 
 
-def test_a_checkpoint_without_its_final_routing_is_not_taken_for_trained(tmp_path):
+def test_a_checkpoint_whose_record_is_unfinished_is_not_taken_for_trained(tmp_path):
     record = tmp_path / "checkpoint" / "train.json"
     assert not demo._is_trained(tmp_path)
     record.parent.mkdir()
-    record.write_text(json.dumps({"routing": {"step0": {}, "final": None}}))
+    record.write_text(json.dumps({"complete": False}))
     assert not demo._is_trained(tmp_path)
-    record.write_text(json.dumps({"routing": {"step0": {}, "final": {}}}))
+    record.write_text(json.dumps({"complete": True}))
     assert demo._is_trained(tmp_path)
 
 

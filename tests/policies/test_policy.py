@@ -179,6 +179,33 @@ def test_dense_active_costs_the_flops_of_two_experts(features, statistics):
     assert sum(p.numel() for p in dense.parameters()) == two_experts  # one multiply-add per weight and token
 
 
+def test_task_names_teach_the_words_and_are_not_needed_to_act(features, statistics, batch, tmp_path):
+    torch.manual_seed(0)
+    names = ("press_red", "press_green", "pick_blue_cube")
+    policy = MultimodalPolicy.from_preset("moe", features, statistics, SENTENCES, names, **SMALL)
+    named = batch | {"task_name": [names[i % 3] for i in range(6)]}
+    optimiser = torch.optim.Adam(policy.parameters(), 1e-2)
+    first = policy(named)[1]["task_loss"]
+    for _ in range(20):
+        loss, logs = policy(named)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert logs["task_loss"] < 0.2 * first
+    policy.eval().save_pretrained(tmp_path)
+    loaded = load_policy(tmp_path)
+    assert loaded.config.task_names == names
+    assert_close(
+        loaded.predict_action_chunk(without_actions(batch)), policy.predict_action_chunk(without_actions(batch))
+    )
+
+
+def test_without_names_or_text_there_is_no_task_loss(features, statistics, batch):
+    assert "task_loss" not in make(features, statistics)(batch)[1]
+    blind = MultimodalPolicy.from_preset("moe", features, statistics, SENTENCES, ("a", "b"), **SMALL, text="none")
+    assert "task_loss" not in blind(batch)[1]
+
+
 def test_padded_actions_do_not_count(features, statistics, batch):
     policy = make(features, statistics)
     loss, _ = policy(batch)
