@@ -21,7 +21,7 @@ class PolicyConfig:
     """Name of the preset this came from, for reports."""
     width: int = 128
     """Width of every token."""
-    layers: int = 3
+    layers: int = 2
     """Trunk blocks, each attention then feed-forward; at least 2, since the glimpses come after the first."""
     heads: int = 4
     """Attention heads."""

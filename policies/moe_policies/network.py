@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_policies.heads import FlowHead, L1Head
 from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, StateStem, Summary, TextStem
-from moe_policies.trunk import Block, Tokens
+from moe_policies.trunk import Block, FeedForward, Tokens
 from moe_robot.moe import RoutingPlan, balance_loss, expert_roles, z_loss
 from moe_robot.types import Features
 
@@ -41,12 +41,13 @@ class Outputs:
     Attributes:
         action_BGD: action tokens (B, G, D), for the head.
         summary_BS: what the sentence asks for, after the first block (B, S).
-        plans: one per block; none for a dense trunk.
+        plans: routing plans per layer, the entry layer first; empty for a dense trunk. The entry layer has two: of the
+            sensors' tokens and of the glimpses.
     """
 
     action_BGD: Tensor
     summary_BS: Tensor
-    plans: list[RoutingPlan]
+    plans: list[list[RoutingPlan]]
 
 
 def split_by_role(names: Sequence[str]) -> dict[str, list[int]]:
@@ -73,6 +74,7 @@ class Network(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(actions), d) * 0.02)
         self.summary = Summary(d)
         self.task_head = nn.Linear(SUMMARY_HEADS * d, len(config.task_names)) if config.task_names else None
+        self.entry = FeedForward(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         head = L1Head if config.head == "l1" else FlowHead
         self.head = head(d, config.chunk, list(actions.values()))
@@ -80,8 +82,9 @@ class Network(nn.Module):
     def forward(self, inputs: Inputs, available_E: Tensor | None = None) -> Outputs:
         """One pass.
 
-        The glimpses are taken after the first block, when the words have been through their experts: what the
-        sentence asks for steers where the cameras are read closely.
+        Every token enters the trunk through the entry layer: what comes out of its experts takes the token's place,
+        with no way around them. The glimpses are taken after the first block, so what the language experts made of
+        the sentence steers where the cameras are read closely; they enter through the experts as well.
         """
         b = inputs.state_BS.shape[0]
         queries = [Tokens.of(self.queries[g].expand(b, 1, -1), role) for g, role in enumerate(self.action_roles)]
@@ -95,24 +98,32 @@ class Network(nn.Module):
         for camera, stem in self.cameras.items():
             patches, maps[camera] = stem(inputs.images[camera])
             parts.append(patches)
-        tokens, plans = Tokens.concatenate(parts), []
+        plans: list[list[RoutingPlan]] = [[] for _ in range(1 + len(self.blocks))]
+
+        def enter(arriving: Tokens) -> Tokens:
+            y_BND, plan = self.entry(arriving, available_E)
+            plans[0] += [] if plan is None else [plan]
+            return arriving.replaced(y_BND.float())  # the residual stream stays in float32
+
+        tokens = enter(Tokens.concatenate(parts))
         summary_BS = tokens.x_BND
-        for i, block in enumerate(self.blocks):
-            last = i + 1 == len(self.blocks)
-            tokens, plan = block(tokens, available_E, len(self.action_roles) if last else None)
-            plans += [] if plan is None else [plan]
-            if i == 0:
+        for i, block in enumerate(self.blocks, 1):
+            last = i == len(self.blocks)
+            if i == 2:
                 summary_BS = self.summary(tokens.x_BND[:, words], tokens.present_BN[:, words])
-                looks = [self.glimpses[camera](features, summary_BS) for camera, features in maps.items()]
-                tokens = Tokens.concatenate([tokens, *looks])
-        return Outputs(tokens.x_BND, summary_BS, plans)
+                looks = [glimpse(maps[camera], summary_BS) for camera, glimpse in self.glimpses.items()]
+                if looks:
+                    tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate(looks))])
+            tokens, plan = block(tokens, available_E, len(self.action_roles) if last else None)
+            plans[i] += [] if plan is None else [plan]
+        return Outputs(tokens.x_BND, summary_BS, [of_layer for of_layer in plans if of_layer])
 
-    def gate_losses(self, plans: Sequence[RoutingPlan]) -> tuple[Tensor, Tensor]:
-        """Balance and z-loss, each computed per layer and averaged over layers (never pooled first).
+    def gate_losses(self, plans: Sequence[Sequence[RoutingPlan]]) -> tuple[Tensor, Tensor]:
+        """Balance and z-loss, each computed per plan and averaged (never pooled first).
 
-        A layer with nothing to balance is left out of the balance; it is 0 when none has.
+        A plan with nothing to balance is left out of the balance; it is 0 when none has.
         """
-        z = torch.stack([z_loss(plan) for plan in plans]).mean()
-        per_layer = [balance_loss(plan, self.roles, MODALITIES) for plan in plans]
-        terms = [loss for loss in per_layer if loss is not None]
+        flat = [plan for of_layer in plans for plan in of_layer]
+        z = torch.stack([z_loss(plan) for plan in flat]).mean()
+        terms = [loss for plan in flat if (loss := balance_loss(plan, self.roles, MODALITIES)) is not None]
         return torch.stack(terms).mean() if terms else torch.zeros_like(z), z

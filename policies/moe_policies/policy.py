@@ -62,7 +62,7 @@ class MultimodalPolicy(nn.Module):
         self.network = Network(config, features, text_encoder)
         self.inference_count = 0
         self._queue: deque[np.ndarray] = deque()
-        self._plans: Sequence[RoutingPlan] = ()
+        self._plans: Sequence[Sequence[RoutingPlan]] = ()
         self._available_E: Tensor | None = None
 
     # --- making one -------------------------------------------------------------------------------------------------
@@ -214,7 +214,8 @@ class MultimodalPolicy(nn.Module):
         """Routes of the latest forward pass, or None without a gate."""
         if not self._plans:
             return None
-        counts_LME = torch.stack([count_routes(plan, len(MODALITIES)) for plan in self._plans])
+        m = len(MODALITIES)
+        counts_LME = torch.stack([torch.stack([count_routes(p, m) for p in of]).sum(dim=0) for of in self._plans])
         return Routing(MODALITIES, expert_names(self.config.experts), self.network.roles, counts_LME.cpu().numpy())
 
     # --- the edge ---------------------------------------------------------------------------------------------------

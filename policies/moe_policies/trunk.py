@@ -1,4 +1,4 @@
-"""The trunk: L blocks, each attention over all tokens, then a feed-forward where a gate wakes two experts per token."""
+"""The parts of the trunk: tokens, attention, and the feed-forward in which a gate wakes two experts per token."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ class Tokens:
         """The first n tokens of each sample."""
         return Tokens(self.x_BND[:, :n], self.modality_N[:n], self.present_BN[:, :n])
 
+    def replaced(self, x_BND: Tensor) -> Tokens:
+        """The same tokens with other contents."""
+        return Tokens(x_BND, self.modality_N, self.present_BN)
+
     @classmethod
     def of(cls, x_BND: Tensor, modality: str, present_BN: Tensor | None = None) -> Tokens:
         """Tokens of one modality; all present unless said otherwise."""
@@ -70,17 +74,15 @@ class Attention(nn.Module):
         return self.out((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(b, readers, d))
 
 
-class Block(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy and added to the residual."""
+class FeedForward(nn.Module):
+    """A feed-forward layer on a normalised copy of the tokens: experts behind a gate, or one dense network."""
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.attention = Attention(config.width, config.heads)
-        self.feed_forward_norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.feed_forward: nn.Module
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.layer: nn.Module
         if config.feed_forward == "moe":
-            self.feed_forward = MoEFeedForward(
+            self.layer = MoEFeedForward(
                 config.width,
                 config.hidden,
                 config.experts,
@@ -90,7 +92,29 @@ class Block(nn.Module):
                 config.gate_learned,
             )
         else:
-            self.feed_forward = SwiGLU(config.width, config.experts_per_token * config.hidden)
+            self.layer = SwiGLU(config.width, config.experts_per_token * config.hidden)
+
+    def forward(self, tokens: Tokens, available_E: Tensor | None) -> tuple[Tensor, RoutingPlan | None]:
+        """The layer's output (B, N, D), without the residual, zero for absent tokens; the plan is None when dense."""
+        h_BND = self.norm(tokens.x_BND.float())
+        if not isinstance(self.layer, MoEFeedForward):
+            return self.layer(h_BND), None
+        # Only present tokens are routed, so padding costs nothing and is in no loss and no count.
+        b, n, d = h_BND.shape
+        rows = tokens.present_BN.reshape(-1).nonzero().squeeze(1)
+        modality_T = tokens.modality_N.repeat(b)[rows]
+        y_TD, plan = self.layer(h_BND.reshape(-1, d).index_select(0, rows), modality_T, available_E)
+        return y_TD.new_zeros(b * n, d).index_copy(0, rows, y_TD).view(b, n, d), plan
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy and added to the residual."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.attention = Attention(config.width, config.heads)
+        self.feed_forward = FeedForward(config)
 
     def forward(
         self, tokens: Tokens, available_E: Tensor | None, keep: int | None = None
@@ -101,21 +125,11 @@ class Block(nn.Module):
         that nobody reads afterwards are not computed.
         """
         n = tokens.x_BND.shape[1] if keep is None else keep
-        read_BND = self.attention(self.attention_norm(tokens.x_BND), tokens.present_BN, n)
+        read_BND = self.attention(self.norm(tokens.x_BND), tokens.present_BN, n)
         tokens = tokens.first(n)
-        x_BND = tokens.x_BND + read_BND
-        b, _, d = x_BND.shape
-        h_BND = self.feed_forward_norm(x_BND)
-        plan = None
-        if isinstance(self.feed_forward, MoEFeedForward):
-            # Only present tokens are routed, so padding costs nothing and is in no loss and no count.
-            rows = tokens.present_BN.reshape(-1).nonzero().squeeze(1)
-            modality_T = tokens.modality_N.repeat(b)[rows]
-            y_TD, plan = self.feed_forward(h_BND.reshape(-1, d).index_select(0, rows), modality_T, available_E)
-            y_BND = y_TD.new_zeros(b * n, d).index_copy(0, rows, y_TD).view(b, n, d)
-        else:
-            y_BND = self.feed_forward(h_BND)
-        return Tokens(x_BND + y_BND, tokens.modality_N, tokens.present_BN), plan
+        tokens = tokens.replaced(tokens.x_BND + read_BND)
+        y_BND, plan = self.feed_forward(tokens, available_E)
+        return tokens.replaced(tokens.x_BND + y_BND), plan
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:

@@ -50,16 +50,28 @@ def test_two_experts_per_token_in_every_layer_and_only_the_action_tokens_in_the_
     routing = policy.routing()
     words = sum(len(sentence.split()) for sentence in batch["task"])
     patches, glimpses = 2 * 4, 2 * 2
+    all_tokens = {"vision": 6 * (patches + glimpses), "arm": 6 * 2, "grasp": 6 * 2, "language": words}
     expected = [
-        {"vision": 6 * patches, "arm": 6 * 2, "grasp": 6 * 2, "language": words},
-        {"vision": 6 * (patches + glimpses), "arm": 6 * 2, "grasp": 6 * 2, "language": words},
+        all_tokens,  # the entry layer: the glimpses come in later, but through the same experts
+        all_tokens | {"vision": 6 * patches},
+        all_tokens,
         {"vision": 0, "arm": 6, "grasp": 6, "language": 0},
     ]
-    for layer in range(3):
+    for layer in range(4):
         assert dict(zip(routing.modalities, routing.counts_LME[layer].sum(axis=1) / 2, strict=True)) == expected[layer]
 
 
-def test_what_nobody_reads_changes_nothing(features, statistics, batch):
+def test_no_token_enters_the_trunk_except_through_its_experts(features, statistics, batch):
+    policy = make(features, statistics)
+    with torch.no_grad():
+        for expert in policy.network.entry.layer.experts:
+            expert.out.weight.zero_()
+    same_length = ["press the red button", "push a blue cube", "lift the nut up"] * 2  # attention can count tokens
+    actions = policy.predict_action_chunk(without_actions(batch) | {"task": same_length})
+    assert_close(actions, actions[:1].expand_as(actions))  # nothing of the observation is left
+
+
+def test_what_nobody_reads_changes_nothing(features, statistics):
     network = make(features, statistics).network
     tokens = Tokens.of(torch.randn(3, 9, 32), "arm")
     whole, _ = network.blocks[1](tokens, None)
@@ -73,7 +85,7 @@ def test_tokens_begin_at_the_experts_of_their_own_role_and_no_gate_is_masked(fea
     share = policy.routing().share()
     assert share["vision"]["vision"] > 0.9
     assert share["language"]["language"] > 0.9
-    assert all(torch.isfinite(plan.logits_TE).all() for plan in policy._plans)
+    assert all(torch.isfinite(plan.logits_TE).all() for of_layer in policy._plans for plan in of_layer)
 
 
 def test_the_sentence_decides(features, statistics, batch):
@@ -174,7 +186,9 @@ def test_knocked_out_roles_never_run(features, statistics, batch):
 
 
 def test_dense_active_costs_the_flops_of_two_experts(features, statistics):
-    moe, dense = (make(features, statistics, name).network.blocks[0].feed_forward for name in ("moe", "dense-active"))
+    moe, dense = (
+        make(features, statistics, name).network.blocks[0].feed_forward.layer for name in ("moe", "dense-active")
+    )
     two_experts = 2 * sum(p.numel() for p in moe.experts[0].parameters())
     assert sum(p.numel() for p in dense.parameters()) == two_experts  # one multiply-add per weight and token
 
