@@ -28,7 +28,7 @@ class Options:
 
     out: Path = Path("runs/demo")
     """Folder for the demonstrations, the run, report.html, report.json and videos."""
-    minutes: float = 6.0
+    minutes: float = 9.0
     """Minutes of training."""
     episodes_per_task: int = 400
     """Demonstrations of each of the five tasks."""
