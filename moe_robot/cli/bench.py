@@ -44,7 +44,7 @@ def run(options: Options) -> int:
     if options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 
-        result = measure(options, environment(options))
+        result = measure(environment(options), options.preset, options.device, options.seconds)
     else:
         result = {"render": bench_render, "env": bench_env}[options.what](options)
     if options.json:

@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from moe_robot.types import ACTION, ACTION_IS_PAD, IMAGE_PREFIX, STATE, TASK, Features, FeatureStatistics, Observation
 
-if TYPE_CHECKING:
-    from moe_robot.cli.bench import Options
-
 PEER = "dense-active"
 BATCH = 64
 
 
-def measure(options: Options, env: Any) -> dict[str, Any]:
-    """Medians of CPU and wall time for ``options.preset`` and its dense peer, and their ratios. Closes ``env``."""
+def measure(env: Any, preset: str, device_name: str, seconds: float) -> dict[str, Any]:
+    """Medians of CPU and wall time for ``preset`` and its dense peer, and their ratios. Closes ``env``."""
     import torch
 
     from moe_robot.registry import environment_features, presets, unknown
     from moe_robot.training.train import resolve_device
 
     found = presets()
-    if options.preset not in found:
-        raise unknown("preset", options.preset, found)
-    device = resolve_device(options.device)
+    if preset not in found:
+        raise unknown("preset", preset, found)
+    device = resolve_device(device_name)
     try:
         features = environment_features(env)
         observations = _observations(env)
@@ -41,14 +38,14 @@ def measure(options: Options, env: Any) -> dict[str, Any]:
     sentences = [observation.task or "" for observation in observations]
     policies = {
         name: found[name].from_preset(name, features, statistics, sentences).to(device)
-        for name in dict.fromkeys((options.preset, PEER))
+        for name in dict.fromkeys((preset, PEER))
     }
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(1)
-    latency = _alternate({name: _Act(policy, observations[0]) for name, policy in policies.items()}, options)
+    latency = _alternate({name: _Act(policy, observations[0]) for name, policy in policies.items()}, seconds)
     torch.set_num_threads(cores)
-    training = _alternate({name: _Learn(policy, features, observations) for name, policy in policies.items()}, options)
-    mine, peer = options.preset, PEER
+    training = _alternate({name: _Learn(policy, features, observations) for name, policy in policies.items()}, seconds)
+    mine, peer = preset, PEER
     return {
         "preset": mine,
         "parameters": sum(p.numel() for p in policies[mine].parameters()),
@@ -109,13 +106,13 @@ class _Learn:
         self.average.update(self.policy, 1)
 
 
-def _alternate(calls: dict[str, Any], options: Options) -> dict[str, tuple[float, float]]:
+def _alternate(calls: dict[str, Any], seconds: float) -> dict[str, tuple[float, float]]:
     """Median (CPU seconds, wall seconds) of each call, taken in turn until each has had its seconds."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(2):
             call()
-    while min(sum(cpu for cpu, _ in rows) for rows in times.values()) < options.seconds:
+    while min(sum(cpu for cpu, _ in rows) for rows in times.values()) < seconds:
         for name, call in calls.items():
             cpu, wall = time.process_time(), time.perf_counter()
             call()

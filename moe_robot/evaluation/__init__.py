@@ -5,6 +5,7 @@
 :mod:`.report` and :mod:`.page` (``report.json`` and ``report.html``) and :mod:`.video`.
 """
 
-from moe_robot.evaluation.rollout import Results, evaluate
+from moe_robot.evaluation.results import Results
+from moe_robot.evaluation.rollout import evaluate
 
 __all__ = ["Results", "evaluate"]

@@ -7,18 +7,15 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from importlib.metadata import PackageNotFoundError, version
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moe_robot.evaluation.episode import Episode
 from moe_robot.evaluation.journal import write_atomically
 from moe_robot.evaluation.page import page
+from moe_robot.evaluation.results import Results, versions
 from moe_robot.evaluation.statistics import Rate, paired_difference, quantiles
-
-if TYPE_CHECKING:
-    from moe_robot.evaluation.rollout import Results
 
 SCHEMA = 1
 
@@ -116,19 +113,6 @@ def _knockout(whole: Sequence[Episode], without: Sequence[Episode]) -> dict[str,
         "difference_ci95": list(paired.ci95),
         "mcnemar_p": paired.p_value,
     }
-
-
-def versions() -> dict[str, str | None]:
-    """Python and the packages that decide an outcome; None for one that is not installed."""
-    packages = {"moe_robot": "moe-robot", **{name: name for name in ("torch", "mujoco", "gymnasium", "numpy")}}
-    return {"python": platform.python_version()} | {name: _version(package) for name, package in packages.items()}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def machine(device: str, workers: int) -> Mapping[str, Any]:

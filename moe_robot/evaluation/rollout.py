@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task
 from moe_robot.evaluation.journal import COMPLETE, Journal, sha256, writing
+from moe_robot.evaluation.results import Results, Setup, versions
 from moe_robot.evaluation.workers import Crew, Players, Solo, Take
 from moe_robot.registry import (
     checkpoint_directory,
@@ -28,47 +29,6 @@ SEEDS_FROM = 100_000  # seeds below are for collecting, training and tuning; rep
 
 Progress = Callable[[Episode, int, int], None]
 """Called after each episode with the episode, how many of its pass are done, and how many there are."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What was evaluated and how; with the code versions it decides every outcome.
-
-    Attributes:
-        training: ``train.json`` beside the checkpoint's config (empty when there is none).
-        preset: the policy's preset, as its config tells.
-        environment_facts: what the made environment says of itself: objects, renderer, control rate.
-    """
-
-    checkpoint: Path
-    checkpoint_sha256: str
-    preset: str | None
-    environment: str
-    environment_options: Mapping[str, Any]
-    environment_facts: Mapping[str, Any]
-    tasks: tuple[str, ...]
-    episodes: int
-    seed: int
-    instructions: str
-    device: str
-    workers: int
-    training: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Results:
-    """Every episode of an evaluation, by task and then seed; the same jobs again under each knock-out.
-
-    Attributes:
-        out: the folder of the report.
-        videos: file names in ``out/videos`` without ending (``.mp4`` and the strip ``.png``) -> their episode.
-    """
-
-    setup: Setup
-    out: Path
-    episodes: tuple[Episode, ...]
-    knockouts: Mapping[str, tuple[Episode, ...]]
-    videos: Mapping[str, Episode]
 
 
 def evaluate(
@@ -114,7 +74,7 @@ def evaluate(
     Raises:
         UserError: an unknown name, a checkpoint that does not fit, an unwritable folder, a job that kills workers.
     """
-    from moe_robot.evaluation.report import write_report
+    from moe_robot.evaluation.report import write_report  # draws, so it loads cv2
 
     _check_counts(
         episodes=episodes, workers=workers, knockout_episodes=1 if knockout_episodes is None else knockout_episodes
@@ -255,8 +215,6 @@ def _check_knockouts(knockouts: Sequence[str], roles: Sequence[str] | None) -> N
 
 
 def _identity(setup: Setup) -> dict[str, Any]:
-    from moe_robot.evaluation.report import versions
-
     return {
         "checkpoint": setup.checkpoint_sha256,
         "environment": setup.environment,

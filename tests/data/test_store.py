@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from sample_episodes import FEATURES, fingerprints, images, length, record, vectors, write_dataset
 
 from moe_robot.data import store
@@ -57,7 +58,6 @@ def test_what_is_written_is_what_lerobot_writes(tmp_path):
 
 
 def test_frames_come_back_without_loss_and_in_true_colours(tmp_path):
-    image_of = pytest.importorskip("PIL.Image").open
     write_dataset(tmp_path, 3)
     rows = pq.read_table(tmp_path / "data").sort_by("index").to_pylist()
     for episode in range(3):
@@ -68,7 +68,7 @@ def test_frames_come_back_without_loss_and_in_true_colours(tmp_path):
         np.testing.assert_array_equal([row["action"] for row in mine], actions.astype(np.float32))
         for frame, row in enumerate(mine):
             for camera, expected in images(episode, frame).items():
-                stored = np.asarray(image_of(io.BytesIO(row[f"observation.images.{camera}"]["bytes"])))
+                stored = np.asarray(Image.open(io.BytesIO(row[f"observation.images.{camera}"]["bytes"])))
                 np.testing.assert_array_equal(stored, expected)
 
 

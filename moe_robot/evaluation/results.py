@@ -1,0 +1,66 @@
+"""What an evaluation was and what came of it: the record that the report is written from."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from moe_robot.evaluation.episode import Episode
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What was evaluated and how; with the code versions it decides every outcome.
+
+    Attributes:
+        training: ``train.json`` beside the checkpoint's config (empty when there is none).
+        preset: the policy's preset, as its config tells.
+        environment_facts: what the made environment says of itself: objects, renderer, control rate.
+    """
+
+    checkpoint: Path
+    checkpoint_sha256: str
+    preset: str | None
+    environment: str
+    environment_options: Mapping[str, Any]
+    environment_facts: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    episodes: int
+    seed: int
+    instructions: str
+    device: str
+    workers: int
+    training: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every episode of an evaluation, by task and then seed; the same jobs again under each knock-out.
+
+    Attributes:
+        out: the folder of the report.
+        videos: file names in ``out/videos`` without ending (``.mp4`` and the strip ``.png``) -> their episode.
+    """
+
+    setup: Setup
+    out: Path
+    episodes: tuple[Episode, ...]
+    knockouts: Mapping[str, tuple[Episode, ...]]
+    videos: Mapping[str, Episode]
+
+
+def versions() -> dict[str, str | None]:
+    """Python and the packages that decide an outcome; None for one that is not installed."""
+    packages = {"moe_robot": "moe-robot", **{name: name for name in ("torch", "mujoco", "gymnasium", "numpy")}}
+    return {"python": platform.python_version()} | {name: _version(package) for name, package in packages.items()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
