@@ -16,7 +16,8 @@ def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[s
     For modality m with G experts of its role: ``G * sum_i f_i P_i`` where f_i is the share of m's routes to the role
     that expert i got and P_i its share of the gate probability; 1 when perfectly even. Modalities weigh equally,
     however many tokens each has, so that fifty camera tokens do not drown two state tokens. A role with no more
-    experts than K has nothing to balance and is left out; None when nothing is left.
+    experts than K has nothing to balance and is left out, and so is a modality that sends nothing to its own role (its
+    share there says nothing, and 0 would look better than even); None when nothing is left.
     """
     terms = []
     for m, modality in enumerate(modalities):
@@ -26,8 +27,10 @@ def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[s
             continue
         index = torch.tensor(members, device=plan.ids_TK.device)
         f_G = (plan.ids_TK[rows].reshape(-1, 1) == index).float().sum(dim=0)
+        if not bool(f_G.any()):
+            continue
         p_G = plan.probabilities_TE[rows][:, index].mean(dim=0)
-        f_G, p_G = f_G / f_G.sum().clamp(min=1.0), p_G / p_G.sum().clamp(min=1e-9)
+        f_G, p_G = f_G / f_G.sum(), p_G / p_G.sum().clamp(min=1e-9)
         terms.append(len(members) * (f_G * p_G).sum())
     return torch.stack(terms).mean() if terms else None
 

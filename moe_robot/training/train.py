@@ -25,7 +25,7 @@ from moe_robot.data.sampler import batch_indices
 from moe_robot.training.checkpoint import load_state, save_policy, save_state
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.optimise import AveragedWeights, clip_gradients, make_optimiser, schedule
-from moe_robot.types import UserError
+from moe_robot.types import Routing, UserError
 
 LOG_EVERY = 20
 PROBE_BATCHES = 4
@@ -123,7 +123,8 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                 elapsed, rate, last_tick = elapsed + now - last_tick, config.batch_size / (now - last_tick), now
                 losses.append(float(loss.detach()))
                 if step % LOG_EVERY == 0 or step == 1:
-                    metrics.write(step, {"loss": losses[-1], **logs, "gradient_norm": norm, "samples_per_second": rate})
+                    numbers = {"loss": losses[-1], **logs, **_own_role(policy.routing())}  # type: ignore[operator]
+                    metrics.write(step, {**numbers, "gradient_norm": norm, "samples_per_second": rate})
                 on_progress(Progress(step, _fraction(config, step, elapsed), losses[-1], rate))
                 if now - last_saved > config.save_every:
                     save()
@@ -231,6 +232,12 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 def autocast(device: torch.device, bf16: bool) -> Any:
     """The context in which the network computes."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def _own_role(routing: Routing | None) -> dict[str, float]:
+    """Per modality, the share of its routes that go to experts of its own role: shows a gate drifting or collapsing."""
+    table = routing.share() if routing else {}
+    return {f"own_role_{modality}": roles.get(modality, 0.0) for modality, roles in table.items()}
 
 
 def _task_names(dataset: Any) -> tuple[str, ...]:

@@ -146,6 +146,11 @@ def test_the_balance_loss_is_one_when_even_and_higher_when_collapsed():
     assert collapsed > 1.4
 
 
+def test_a_modality_that_left_its_experts_is_not_called_balanced():
+    plan = even_plan(collapsed=False)
+    assert balance_loss(plan, ("arm",) * 3 + ("vision",) * 3, MODALITIES) is None
+
+
 def test_the_balance_loss_weighs_modalities_equally_however_many_tokens_each_has():
     router = Router(16, ("vision",) * 3 + ("arm",) * 3, ("vision", "arm"), 2, prior=8.0)
     x = torch.randn(103, 16, generator=torch.Generator().manual_seed(1))
