@@ -134,7 +134,7 @@ def test_no_form_of_import_escapes_the_rule(source, seen):
     [
         ("moe_robot.types", {"numpy"}),
         ("moe_robot.kinematics", {"numpy"}),
-        ("moe_robot.registry", {"numpy", "gymnasium"}),
+        ("moe_robot.registry", {"numpy", "gymnasium", "yaml"}),
         ("moe_robot.moe", {"torch"}),
     ],
 )
