@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from moe_robot import __version__, registry
 from moe_robot.data.loader import open_dataset
@@ -52,7 +51,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     """
     _check(config)
     device = resolve_device(config.device)
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
 
     overrides = registry.parse_options(config.config) | ({"text": "none"} if config.no_text else {})
@@ -60,7 +59,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     horizon = policy_class.preset_horizon(config.preset, **overrides)
     tasks = tuple(config.tasks.split(",")) if config.tasks else None
     dataset = open_dataset(config.data, horizon, tasks=tasks, split="train")
-    policy: nn.Module = policy_class.from_preset(
+    policy = policy_class.from_preset(
         config.preset, dataset.features, dataset.statistics, dataset.tasks, _task_names(dataset), **overrides
     ).to(device)
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
@@ -68,7 +67,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     probe, probed = _probe_data(config, horizon, tasks, dataset)
     bf16 = uses_bf16(config.precision, device)
 
-    step, elapsed, losses = 0, 0.0, []
+    step, elapsed = 0, 0.0
     fingerprint = _fingerprint(config, dataset.content_hash)
     if config.resume:
         state = load_state(config.out)
@@ -116,16 +115,16 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                 loss.backward()
                 norm = clip_gradients(policy.parameters(), config.clip)
                 optimiser.step()
-                policy.after_update()  # type: ignore[operator]
+                policy.after_update()
                 step += 1
                 average.update(policy, step)
                 now = time.monotonic()
                 elapsed, rate, last_tick = elapsed + now - last_tick, config.batch_size / (now - last_tick), now
-                losses.append(float(loss.detach()))
+                value = loss.item()
                 if step % LOG_EVERY == 0 or step == 1:
-                    numbers = {"loss": losses[-1], **logs, **_own_role(policy.routing())}  # type: ignore[operator]
+                    numbers = {"loss": value, **logs, **_own_role(policy.routing())}
                     metrics.write(step, {**numbers, "gradient_norm": norm, "samples_per_second": rate})
-                on_progress(Progress(step, _fraction(config, step, elapsed), losses[-1], rate))
+                on_progress(Progress(step, _fraction(config, step, elapsed), value, rate))
                 if now - last_saved > config.save_every:
                     save()
                     last_saved = time.monotonic()
@@ -154,8 +153,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         "routing": {"step0": routing_step0, "final": None},
         "complete": False,
     }
-    write = policy.save_pretrained
-    folder = save_policy(config.out, write, record)  # type: ignore[arg-type]
+    folder = save_policy(config.out, policy.save_pretrained, record)
     final = _probe(policy, probe, config, bf16)
     record["routing"]["final"] = final["routing"]
     record[probed] = final["losses"]
