@@ -149,7 +149,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         "episodes": len(dataset.episodes),
         "tasks": tasks or dataset.provenance.get("tasks"),
         "environment": dataset.provenance.get("environment"),
-        "environment_options": dataset.provenance.get("environment_options"),
+        "environment_options": dataset.provenance.get("options"),
         "routing": {"step0": routing_step0, "final": None},
         "complete": False,
     }

@@ -43,6 +43,12 @@ def test_the_report_has_every_number_with_its_interval_and_seeds(out):
     assert {"torch", "mujoco", "gymnasium", "numpy", "moe_robot"} <= set(report["versions"])
 
 
+def test_the_scene_of_the_demonstrations_goes_with_the_checkpoint_into_the_report(out):
+    record = json.loads((out / "policy" / "checkpoint" / "train.json").read_text())
+    assert record["environment_options"] == {"objects": "demo"}
+    assert json.loads((out / "report.json").read_text())["env_options"] == {"objects": "demo"}
+
+
 def test_the_report_shows_routing_at_the_start_beside_the_end_and_the_knock_out(out):
     report = json.loads((out / "report.json").read_text())
     for table in (report["routing"], report["routing_step0"]):

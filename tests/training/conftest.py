@@ -24,7 +24,7 @@ def picture(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, float]]:
 def demonstrations(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demonstrations")
     features = Features({"front": (SIZE, SIZE)}, ("joint.pos", "gripper.opening"), ("dx", "gripper"), 10)
-    provenance = {"environment": "nowhere/Patches-v0", "environment_options": {"size": SIZE}, "tasks": list(COLOURS)}
+    provenance = {"environment": "nowhere/Patches-v0", "options": {"size": SIZE}, "tasks": list(COLOURS)}
     writer = DatasetWriter(folder, features, provenance)
     rng = np.random.default_rng(0)
     for episode in range(80):
