@@ -155,11 +155,6 @@ class Routing:
                 }
         return table
 
-    def awake(self, modality: str, layer: int) -> tuple[str, ...]:
-        """Expert names that ran for ``modality`` in ``layer``, most routes first."""
-        row = self.counts_LME[layer, self.modalities.index(modality)]
-        return tuple(self.experts[e] for e in np.argsort(-row, kind="stable") if row[e] > 0)
-
 
 @runtime_checkable
 class Policy(Protocol):

@@ -105,17 +105,20 @@ class Network(nn.Module):
             plans[0] += [] if plan is None else [plan]
             return arriving.replaced(y_BND.float())  # the residual stream stays in float32
 
-        tokens = enter(Tokens.concatenate(parts))
-        summary_BS = tokens.x_BND
-        for i, block in enumerate(self.blocks, 1):
-            last = i == len(self.blocks)
-            if i == 2:
-                summary_BS = self.summary(tokens.x_BND[:, words], tokens.present_BN[:, words])
-                looks = [glimpse(maps[camera], summary_BS) for camera, glimpse in self.glimpses.items()]
-                if looks:
-                    tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate(looks))])
-            tokens, plan = block(tokens, available_E, len(self.action_roles) if last else None)
-            plans[i] += [] if plan is None else [plan]
+        def run(layer: int, arriving: Tokens, keep: int | None = None) -> Tokens:
+            leaving, plan = self.blocks[layer - 1](arriving, available_E, keep)
+            plans[layer] += [] if plan is None else [plan]
+            return leaving
+
+        tokens = run(1, enter(Tokens.concatenate(parts)))
+        summary_BS = self.summary(tokens.x_BND[:, words], tokens.present_BN[:, words])
+        looks = [glimpse(maps[camera], summary_BS) for camera, glimpse in self.glimpses.items()]
+        if looks:
+            tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate(looks))])
+        last = len(self.blocks)
+        for layer in range(2, last):
+            tokens = run(layer, tokens)
+        tokens = run(last, tokens, keep=len(self.action_roles))
         return Outputs(tokens.x_BND, summary_BS, [of_layer for of_layer in plans if of_layer])
 
     def gate_losses(self, plans: Sequence[Sequence[RoutingPlan]]) -> tuple[Tensor, Tensor]:
