@@ -81,6 +81,7 @@ def environment_features(env: Any) -> Features:
         state_names=tuple(getattr(inner, "state_names", [f"state_{i}" for i in range(int(n_state))])),
         action_names=tuple(getattr(inner, "action_names", [f"action_{i}" for i in range(int(n_action))])),
         fps=int(fps),
+        environment_names=tuple(getattr(inner, "environment_names", ())),
     )
 
 

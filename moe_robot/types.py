@@ -16,6 +16,9 @@ IMAGE_PREFIX = "observation.images."
 TASK = "task"
 TASK_NAME = "task_name"
 """Training batches only: which task of the environment an episode is, whatever its sentence says."""
+ENVIRONMENT_STATE = "environment_state"
+"""Training batches only: where things are, for environments that know (simulation). Not under ``observation.``, on
+purpose: who trains on the data with other tools must not take it for an input."""
 ACTION = "action"
 ACTION_IS_PAD = "action_is_pad"
 
@@ -58,12 +61,15 @@ class Features:
         state_names: one name per entry of the state vector, for example ``"joint1.pos"``.
         action_names: one name per entry of the action vector.
         fps: control steps per second.
+        environment_names: one name per privileged number that demonstrations record beside the observation, for
+            example ``"red_cube.x"``. A label for training, never an input, so policies fit environments without them.
     """
 
     cameras: Mapping[str, tuple[int, int]]
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     fps: int
+    environment_names: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for ``config.json``."""
@@ -72,6 +78,7 @@ class Features:
             "state_names": list(self.state_names),
             "action_names": list(self.action_names),
             "fps": self.fps,
+            "environment_names": list(self.environment_names),
         }
 
     @classmethod
@@ -82,10 +89,14 @@ class Features:
             state_names=tuple(data["state_names"]),
             action_names=tuple(data["action_names"]),
             fps=int(data["fps"]),
+            environment_names=tuple(data.get("environment_names", ())),
         )
 
     def mismatch(self, other: Features) -> str | None:
-        """The first difference that would make a policy with these features misread ``other``, or None."""
+        """The first difference that would make a policy with these features misread ``other``, or None.
+
+        ``environment_names`` do not count: nothing reads them when a policy acts.
+        """
         missing = [name for name in self.cameras if name not in other.cameras]
         if missing:
             return f"camera {missing[0]!r} is missing (it has {', '.join(map(repr, other.cameras)) or 'none'})"
@@ -213,7 +224,8 @@ class Expert(Protocol):
 class TaskEnvironment(Protocol):
     """What ``env.unwrapped`` offers beyond Gymnasium, for collection and evaluation by task name.
 
-    An environment without ``tasks`` is treated as one task named after its id.
+    An environment without ``tasks`` is treated as one task named after its id. One that knows where its things are may
+    have ``environment_names`` and ``environment_state()``, a float32 vector of as many numbers, recorded as a label.
     ``reset(seed=, options={"task": name, "instructions": set, "named_task": name})`` decides task, layout and
     sentence. ``named_task`` is for the shuffled test: the sentence names that task while ``task`` is judged;
     ``info["named_success"]`` then tells of the named one. ``info["task"]`` is the sentence.

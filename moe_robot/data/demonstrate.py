@@ -74,14 +74,15 @@ def demonstrate(env: Any, task: str, seed: int, attempt: int, noise: float, inst
     sentence = str(info.get("task") or getattr(inner, "task_description", "") or task)
     expert = make_expert(task)
     scale = float(rng.uniform(0.0, 2.0 * noise))
-    builder = EpisodeBuilder(environment_features(env))
+    features = environment_features(env)
+    builder = EpisodeBuilder(features)
     kick, over, success = 0, False, False
     while not over:
         seen = Observation.from_gymnasium(observation, sentence)
         clean = np.asarray(expert.act(), dtype=np.float32)
         if seen.state is None:
             raise UserError(f"environment {inner} gives no agent_pos: demonstrations need the state")
-        builder.add(seen.images, seen.state, clean)
+        builder.add(seen.images, seen.state, clean, inner.environment_state() if features.environment_names else None)
         if kick == 0 and rng.random() < KICK_RATE:
             kick = KICK_STEPS
         strength = max(scale, KICK_FACTOR * noise) if kick else scale

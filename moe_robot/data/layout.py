@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, Features, UserError
+from moe_robot.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Features, UserError
 
 CODEBASE_VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
@@ -81,12 +81,17 @@ def vector_type(size: int) -> pa.DataType:
     return pa.list_(pa.field("element", pa.float32()), size)
 
 
+def vector_names(features: Features) -> dict[str, tuple[str, ...]]:
+    """The vectors that a frame carries -> the names of their entries."""
+    vectors = {STATE: features.state_names, ACTION: features.action_names}
+    return vectors | ({ENVIRONMENT_STATE: features.environment_names} if features.environment_names else {})
+
+
 def frame_columns(features: Features) -> dict[str, pa.DataType]:
-    """What one frame carries of its own: images, state and action."""
+    """What one frame carries of its own: images and vectors."""
     return {
         **{IMAGE_PREFIX + camera: IMAGE_TYPE for camera in features.cameras},
-        STATE: vector_type(len(features.state_names)),
-        ACTION: vector_type(len(features.action_names)),
+        **{key: vector_type(len(names)) for key, names in vector_names(features).items()},
     }
 
 
@@ -115,7 +120,7 @@ def info_json(features: Features, episodes: int, frames: int, tasks: int, proven
         IMAGE_PREFIX + camera: {"dtype": "image", "shape": [h, w, 3], "names": ["height", "width", "channels"]}
         for camera, (h, w) in features.cameras.items()
     }
-    for key, names in ((STATE, features.state_names), (ACTION, features.action_names)):
+    for key, names in vector_names(features).items():
         described[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
     for key, kind in SCALARS.items():
         dtype = "float32" if pa.types.is_floating(kind) else "int64"
@@ -168,6 +173,9 @@ def read_info(directory: str | Path) -> Info:
                 state_names=_vector_names(described[STATE], "state"),
                 action_names=_vector_names(described[ACTION], "action"),
                 fps=int(raw["fps"]),
+                environment_names=_vector_names(described[ENVIRONMENT_STATE], "environment")
+                if ENVIRONMENT_STATE in described
+                else (),
             ),
             columns=keys,
             storage={camera: feature["dtype"] for camera, feature in cameras.items()},

@@ -21,11 +21,12 @@ from moe_robot.data.layout import (
     read_info,
     read_table,
     read_tasks,
+    vector_names,
 )
 from moe_robot.data.statistics import QUANTILES, combine, from_columns, vector_statistics
 from moe_robot.data.store import vector_rows
 from moe_robot.registry import unknown
-from moe_robot.types import ACTION, ACTION_IS_PAD, IMAGE_PREFIX, STATE, TASK, TASK_NAME, FeatureStatistics, UserError
+from moe_robot.types import ACTION, ACTION_IS_PAD, IMAGE_PREFIX, TASK, TASK_NAME, FeatureStatistics, UserError
 
 Split = Literal["train", "validation", "all"]
 
@@ -58,7 +59,7 @@ class Dataset:
         self.tasks = tuple(dict.fromkeys(episodes.sentence))
         self._info, self._show, self._cache = info, show_progress, cache or directory / CACHE
         self._files = _data_files(directory, info, table)
-        self._state, self._action, self._task_index = _read_vectors(self._files, info)
+        self._vectors, self._task_index = _read_vectors(self._files, info)
         self._sentences = read_tasks(directory)
         if len(self._task_index) and self._task_index.max() >= len(self._sentences):
             raise UserError(
@@ -86,10 +87,6 @@ class Dataset:
         statistics.update(_image_statistics(self.directory, self._info, self.episodes))
         return statistics
 
-    @property
-    def _vectors(self) -> dict[str, np.ndarray]:
-        return {STATE: self._state, ACTION: self._action}
-
     def batch(self, indices: np.ndarray | Sequence[int]) -> dict[str, Any]:
         """The frames ``indices`` (each in [0, len)) with the actions that follow.
 
@@ -97,7 +94,7 @@ class Dataset:
             ``observation.images.<camera>`` uint8 (B, H, W, 3), ``observation.state`` float32 (B, S), ``task`` list of B
             sentences, ``task_name`` list of B environment task names, ``action`` float32 (B, horizon, A) beginning
             with the frame's own action, ``action_is_pad`` bool (B, horizon): true beyond the episode's end, where the
-            last action is repeated.
+            last action is repeated; ``environment_state`` float32 (B, n) where it was recorded.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
@@ -105,10 +102,10 @@ class Dataset:
         rows, ends = self._rows[indices], self._ends[indices]
         steps = rows[:, None] + np.arange(self.horizon)
         batch: dict[str, Any] = {IMAGE_PREFIX + camera: frames[rows] for camera, frames in self.frames.items()}
-        batch[STATE] = self._state[rows]
+        batch |= {key: values[rows] for key, values in self._vectors.items() if key != ACTION}
         batch[TASK] = [self._sentences[i] for i in self._task_index[rows]]
         batch[TASK_NAME] = [self.episodes.task[i] for i in self._episode_of_row[indices]]
-        batch[ACTION] = self._action[np.minimum(steps, ends[:, None] - 1)]
+        batch[ACTION] = self._vectors[ACTION][np.minimum(steps, ends[:, None] - 1)]
         batch[ACTION_IS_PAD] = steps >= ends[:, None]
         return batch
 
@@ -174,12 +171,13 @@ def _data_files(directory: Path, info: Info, table: pa.Table) -> list[DataFile]:
     return sorted(files.values(), key=lambda file: file.start)
 
 
-def _read_vectors(files: Sequence[DataFile], info: Info) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    blocks: dict[str, list[np.ndarray]] = {STATE: [], ACTION: []}
+def _read_vectors(files: Sequence[DataFile], info: Info) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    vectors = vector_names(info.features)
+    blocks: dict[str, list[np.ndarray]] = {key: [] for key in vectors}
     task_index = []
     expected = 0
     for file in files:
-        table = read_table(file.path, [STATE, ACTION, "task_index"])
+        table = read_table(file.path, [*vectors, "task_index"])
         if file.start != expected or table.num_rows < file.stop - file.start:
             raise UserError(
                 f"{file.path} holds {table.num_rows} frames from {expected} on: meta/episodes says {file.start} to"
@@ -187,7 +185,7 @@ def _read_vectors(files: Sequence[DataFile], info: Info) -> tuple[np.ndarray, np
             )
         expected = file.stop
         table = table.slice(0, file.stop - file.start)
-        for key, names in ((STATE, info.features.state_names), (ACTION, info.features.action_names)):
+        for key, names in vectors.items():
             values = vector_rows(table[key])
             if values.shape[1] != len(names):
                 raise UserError(f"{file.path}: {key} has {values.shape[1]} entries, meta/info.json says {len(names)}")
@@ -201,7 +199,7 @@ def _read_vectors(files: Sequence[DataFile], info: Info) -> tuple[np.ndarray, np
         task_index.append(table["task_index"].to_numpy())
     if expected != info.frames:
         raise UserError(f"the data files hold {expected} frames: meta/info.json says {info.frames}, copy it again")
-    return np.concatenate(blocks[STATE]), np.concatenate(blocks[ACTION]), np.concatenate(task_index)
+    return {key: np.concatenate(parts) for key, parts in blocks.items()}, np.concatenate(task_index)
 
 
 def _image_statistics(directory: Path, info: Info, episodes: Episodes) -> dict[str, FeatureStatistics]:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_robot.data.durable import write_atomically
-from moe_robot.data.layout import EXTRAS, IMAGE_TYPE, frame_columns
+from moe_robot.data.layout import EXTRAS, IMAGE_TYPE, frame_columns, vector_names
 from moe_robot.data.statistics import ImageStatistics, from_columns, to_columns, vector_statistics
-from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
+from moe_robot.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
 
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 """Level 1 of 9: on 96 px frames 0.2 ms, against 3 ms at level 9 for files a quarter smaller."""
@@ -27,7 +27,8 @@ class EpisodeRecord:
     """A finished episode.
 
     Attributes:
-        frames: N rows; encoded images (struct of bytes and path), state and action (float32 vectors), by feature key.
+        frames: N rows; encoded images (struct of bytes and path) and float32 vectors (state, action, and the
+            environment's state where it is recorded), by feature key.
         sentence: the instruction.
         extras: values for the columns of :data:`moe_robot.data.layout.EXTRAS`; what is unknown is left out.
         statistics: per feature of ``frames``.
@@ -75,16 +76,23 @@ class EpisodeBuilder:
         self._features = features
         self._images: dict[str, list[bytes]] = {camera: [] for camera in features.cameras}
         self._image_statistics = {camera: ImageStatistics() for camera in features.cameras}
-        self._states: list[np.ndarray] = []
-        self._actions: list[np.ndarray] = []
+        self._vectors: dict[str, list[np.ndarray]] = {key: [] for key in vector_names(features)}
 
-    def add(self, images: Mapping[str, np.ndarray], state: np.ndarray, action: np.ndarray) -> None:
+    def add(
+        self,
+        images: Mapping[str, np.ndarray],
+        state: np.ndarray,
+        action: np.ndarray,
+        environment_state: np.ndarray | None = None,
+    ) -> None:
         """Append one frame: uint8 images (H, W, 3) RGB per camera, state (S,), action (A,).
+
+        ``environment_state`` is needed when the features have ``environment_names``, and left alone when not.
 
         Raises:
             UserError: a camera is missing, a shape is not that of the features, or a value is not finite.
         """
-        at = len(self._actions)
+        at = len(self)
         for camera, (height, width) in self._features.cameras.items():
             image = images.get(camera)
             if image is None:
@@ -94,33 +102,34 @@ class EpisodeBuilder:
                     f"frame {at}: camera {camera!r} gave {image.dtype} {image.shape},"
                     f" expected uint8 {(height, width, 3)}"
                 )
-        for key, value, names, rows in (
-            (STATE, state, self._features.state_names, self._states),
-            (ACTION, action, self._features.action_names, self._actions),
-        ):
-            row = np.array(value, dtype=np.float32)
+        given = {STATE: state, ACTION: action, ENVIRONMENT_STATE: environment_state}
+        checked: dict[str, np.ndarray] = {}
+        for key, names in vector_names(self._features).items():
+            row = np.array(given[key], dtype=np.float32)
             if row.shape != (len(names),):
                 raise UserError(f"frame {at}: {key} has shape {row.shape}, expected ({len(names)},)")
             if not np.isfinite(row).all():
                 bad = names[int(np.flatnonzero(~np.isfinite(row))[0])]
                 raise UserError(f"frame {at}: {key} entry {bad!r} is not finite: mend the environment or the sensor")
-            rows.append(row)
+            checked[key] = row
+        for key, row in checked.items():
+            self._vectors[key].append(row)
         for camera in self._features.cameras:
             self._images[camera].append(encode_image(images[camera]))
             self._image_statistics[camera].add(images[camera])
 
     def __len__(self) -> int:
-        return len(self._actions)
+        return len(self._vectors[ACTION])
 
     def finish(self, sentence: str, extras: Mapping[str, Any] | None = None) -> EpisodeRecord:
         """The episode of all frames added so far, of which there must be at least one."""
         extras = dict(extras or {})
         unknown = set(extras) - set(EXTRAS)
-        if unknown or not self._actions:
+        if unknown or not len(self):
             raise ValueError(f"unknown extras {sorted(unknown)}" if unknown else "an episode needs at least one frame")
-        states, actions = np.stack(self._states), np.stack(self._actions)
+        vectors = {key: np.stack(rows) for key, rows in self._vectors.items()}
         statistics = {IMAGE_PREFIX + camera: s.statistics() for camera, s in self._image_statistics.items()}
-        statistics |= {STATE: vector_statistics(states), ACTION: vector_statistics(actions)}
+        statistics |= {key: vector_statistics(rows) for key, rows in vectors.items()}
         columns: dict[str, pa.Array] = {
             IMAGE_PREFIX + camera: pa.StructArray.from_arrays(
                 [pa.array(encoded, pa.binary()), pa.nulls(len(encoded), pa.string())], fields=list(IMAGE_TYPE)
@@ -128,7 +137,7 @@ class EpisodeBuilder:
             for camera, encoded in self._images.items()
         }
         types = frame_columns(self._features)
-        for key, rows in ((STATE, states), (ACTION, actions)):
+        for key, rows in vectors.items():
             columns[key] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), type=types[key])
         return EpisodeRecord(pa.table(columns), sentence, extras, statistics)
 

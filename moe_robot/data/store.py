@@ -36,10 +36,11 @@ from moe_robot.data.layout import (
     read_table,
     read_tasks,
     tasks_table,
+    vector_names,
 )
 from moe_robot.data.record import EpisodeRecord
 from moe_robot.data.statistics import QUANTILES, combine, from_columns, to_columns, vector_statistics
-from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
+from moe_robot.types import IMAGE_PREFIX, Features, FeatureStatistics, UserError
 
 FILE_BYTES = 32 * 2**20
 """A data file that holds this much takes no further episode. It bounds what one commit rewrites."""
@@ -65,7 +66,7 @@ class DatasetWriter:
         self.episodes = self.frames = 0
         self._sentences: dict[str, int] = {}
         self._statistics: dict[str, list[FeatureStatistics]] = {}
-        self._vectors: dict[str, list[np.ndarray]] = {STATE: [], ACTION: []}
+        self._vectors: dict[str, list[np.ndarray]] = {key: [] for key in vector_names(features)}
         self._file = 0  # number of the data file that takes the next episode
         self._tables: list[pa.Table] = []  # its episodes so far
         self._rows: list[dict[str, Any]] = []  # their rows of meta/episodes
@@ -165,7 +166,7 @@ class DatasetWriter:
             mine = [row for row, file in zip(rows, files, strict=True) if file == number]
             last = number == self._file
             path = self.directory / DATA_PATH.format(**chunk_and_file(number))
-            data = read_table(path, schema.names if last else [STATE, ACTION])
+            data = read_table(path, schema.names if last else list(self._vectors))
             start = mine[0]["dataset_from_index"]
             for row in mine:
                 frames = data.slice(row["dataset_from_index"] - start, row["length"])
@@ -196,6 +197,8 @@ class DatasetWriter:
                     " choose another directory or the same settings"
                 )
         difference = self.features.mismatch(features) or features.mismatch(self.features)
+        if not difference and self.features.environment_names != features.environment_names:
+            difference = f"environment_state is ({', '.join(features.environment_names)})"
         if difference:
             raise UserError(f"{self.directory} holds another data set ({difference}): choose another directory")
 
@@ -203,7 +206,7 @@ class DatasetWriter:
         schema = data_schema(self.features)
         # PNG does not compress again, and min/max of image bytes would only bloat the footer.
         plain = [f"{IMAGE_PREFIX}{camera}.{part}" for camera in self.features.cameras for part in ("bytes", "path")]
-        leaves = [f"{STATE}.list.element", f"{ACTION}.list.element", *SCALARS]
+        leaves = [*(f"{key}.list.element" for key in vector_names(self.features)), *SCALARS]
         how: dict[str, Any] = {
             "compression": {**dict.fromkeys(leaves, "SNAPPY"), **dict.fromkeys(plain, "NONE")},
             "use_dictionary": False,

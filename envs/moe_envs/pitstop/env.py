@@ -95,6 +95,7 @@ class PitStopEnv(gymnasium.Env):
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
         self.tasks: tuple[str, ...] = rules.SCENE_TASKS[objects]
         self.action_names = controls.CARTESIAN_NAMES if control == "cartesian" else controls.JOINT_NAMES
+        self.environment_names = rules.place_names(objects)
         self.task_description = ""
 
         self.model = build_model(objects, render)
@@ -232,6 +233,10 @@ class PitStopEnv(gymnasium.Env):
             buttons=tops,
             travel={name: float(data.qpos[i]) for name, (_, i) in self._buttons.items()},
         )
+
+    def environment_state(self) -> np.ndarray:
+        """Where things are, float32, in the order of ``environment_names``: a label for training, never observed."""
+        return rules.places(self.objects, self.state())
 
     # ------------------------------------------------------------------ inside
 

@@ -20,6 +20,7 @@ from moe_envs.pitstop.dimensions import (
     OBJECTS,
     PEG_HEIGHT,
     PEG_XY,
+    SCENE_OBJECTS,
 )
 
 TIME_LIMIT_S = 10.0
@@ -100,6 +101,18 @@ TASKS: dict[str, Task] = _all_tasks()
 DEMO_TASKS = ("press_red", "press_green", "press_blue", "pick_red_cube", "pick_blue_cube")
 TASK_GROUPS: dict[str, tuple[str, ...]] = {"demo": DEMO_TASKS, "all": tuple(TASKS)}
 SCENE_TASKS = {"demo": DEMO_TASKS, "all": tuple(TASKS)}
+
+
+def place_names(scene: str) -> tuple[str, ...]:
+    """Names of the numbers of :func:`places`: x, y and z in metres, world frame, of every movable thing and button."""
+    things = [*SCENE_OBJECTS[scene], *(f"{colour}_button" for colour in BUTTONS)]
+    return tuple(f"{thing}.{axis}" for thing in things for axis in "xyz")
+
+
+def places(scene: str, state: WorldState) -> np.ndarray:
+    """Where things are, float32: centres of objects, then the tops of the buttons' caps at rest."""
+    centres = [state.objects[name].position for name in SCENE_OBJECTS[scene]]
+    return np.concatenate([*centres, *(state.buttons[colour] for colour in BUTTONS)]).astype(np.float32)
 
 
 def lift(state: WorldState, name: str) -> float:
