@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from moe_robot.types import ACTION, ACTION_IS_PAD, IMAGE_PREFIX, STATE, TASK, Features, FeatureStatistics, Observation
+from moe_robot.types import (
+    ACTION,
+    ACTION_IS_PAD,
+    ENVIRONMENT_STATE,
+    IMAGE_PREFIX,
+    STATE,
+    TASK,
+    Features,
+    FeatureStatistics,
+    Observation,
+)
 
 PEER = "dense-active"
 BATCH = 64
@@ -86,6 +96,7 @@ class _Learn:
             **{IMAGE_PREFIX + camera: np.stack([o.images[camera] for o in chosen]) for camera in features.cameras},
             STATE: np.stack([o.state for o in chosen if o.state is not None]),
             TASK: [o.task for o in chosen],
+            ENVIRONMENT_STATE: rng.normal(size=(BATCH, len(features.environment_names))).astype(np.float32),
             ACTION: rng.normal(size=(BATCH, horizon, len(features.action_names))).astype(np.float32),
             ACTION_IS_PAD: np.zeros((BATCH, horizon), bool),
         }
@@ -134,6 +145,7 @@ def _observations(env: Any, count: int = 16) -> list[Observation]:
 def _statistics(features: Features) -> dict[str, FeatureStatistics]:
     sizes = {IMAGE_PREFIX + camera: 3 for camera in features.cameras}
     sizes |= {STATE: len(features.state_names), ACTION: len(features.action_names)}
+    sizes |= {ENVIRONMENT_STATE: len(features.environment_names)}
     return {
         key: FeatureStatistics(np.full(n, 0.5), np.full(n, 0.3), np.zeros(n), np.ones(n), 1) for key, n in sizes.items()
     }

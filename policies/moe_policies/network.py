@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_policies.heads import FlowHead, L1Head
-from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, StateStem, Summary, TextStem
+from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places, StateStem, Summary, TextStem, things_of
 from moe_policies.trunk import Block, FeedForward, Tokens
 from moe_robot.moe import RoutingPlan, balance_loss, expert_roles, z_loss
 from moe_robot.types import Features
@@ -41,19 +42,25 @@ class Outputs:
     Attributes:
         action_BGD: action tokens (B, G, D), for the head.
         summary_BS: what the sentence asks for, after the first block (B, S).
+        finds_BTR: what the cameras found of each thing whose place is to be told, and the state; None without any.
         plans: routing plans per layer, the entry layer first; empty for a dense trunk. The entry layer has two: of the
             sensors' tokens and of the glimpses.
     """
 
     action_BGD: Tensor
     summary_BS: Tensor
+    finds_BTR: Tensor | None
     plans: list[list[RoutingPlan]]
 
 
-def split_by_role(names: Sequence[str]) -> dict[str, list[int]]:
-    """Indices of arm entries and grasp entries; a role without entries is left out."""
-    grasp = [i for i, name in enumerate(names) if GRASP_NAME in name]
-    arm = [i for i in range(len(names)) if i not in grasp]
+def split_by_role(names: Sequence[str], ignored: Sequence[str] = ()) -> dict[str, list[int]]:
+    """Indices of arm entries and grasp entries, but for those whose name fits a pattern of ``ignored``.
+
+    A role without entries is left out.
+    """
+    heeded = [i for i, name in enumerate(names) if not any(fnmatchcase(name, pattern) for pattern in ignored)]
+    grasp = [i for i in heeded if GRASP_NAME in names[i]]
+    arm = [i for i in heeded if i not in grasp]
     return {role: indices for role, indices in (("arm", arm), ("grasp", grasp)) if indices}
 
 
@@ -65,9 +72,15 @@ class Network(nn.Module):
         d = config.width
         self.roles = expert_roles(config.experts) if config.feed_forward == "moe" else ()
         self.cameras = nn.ModuleDict({camera: CameraStem(config) for camera in features.cameras})
-        self.glimpses = nn.ModuleDict({camera: Glimpse(config) for camera in features.cameras if config.glimpses})
-        state = split_by_role(features.state_names)
+        n_things = len(things_of(config.places))
+        self.glimpses = nn.ModuleDict(
+            {camera: Glimpse(config, n_things) for camera in features.cameras if config.glimpses}
+        )
+        state = split_by_role(features.state_names, config.ignore_state)
         self.states = nn.ModuleList(StateStem(role, indices, d) for role, indices in state.items())
+        self.heeded = sorted(index for indices in state.values() for index in indices)
+        width = len(self.glimpses) * Glimpse.read_width(config) + len(self.heeded)
+        self.places = Places(config.places, width) if config.places and self.glimpses else None
         self.text = None if text_encoder is None else TextStem(text_encoder, config)
         actions = split_by_role(features.action_names)
         self.action_roles = tuple(actions)
@@ -114,12 +127,17 @@ class Network(nn.Module):
         summary_BS = self.summary(tokens.x_BND[:, words], tokens.present_BN[:, words])
         looks = [glimpse(maps[camera], summary_BS) for camera, glimpse in self.glimpses.items()]
         if looks:
-            tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate(looks))])
+            tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate([look for look, _ in looks]))])
+        finds_BTR = None
+        if self.places is not None:
+            state = inputs.state_BS[:, None, self.heeded]
+            finds = [finds for _, finds in looks]
+            finds_BTR = torch.cat([*finds, state.expand(-1, finds[0].shape[1], -1)], dim=-1)
         last = len(self.blocks)
         for layer in range(2, last):
             tokens = run(layer, tokens)
         tokens = run(last, tokens, keep=len(self.action_roles))
-        return Outputs(tokens.x_BND, summary_BS, [of_layer for of_layer in plans if of_layer])
+        return Outputs(tokens.x_BND, summary_BS, finds_BTR, [of_layer for of_layer in plans if of_layer])
 
     def gate_losses(self, plans: Sequence[Sequence[RoutingPlan]]) -> tuple[Tensor, Tensor]:
         """Balance and z-loss, each computed per plan and averaged (never pooled first).

@@ -25,6 +25,7 @@ from moe_robot.registry import unknown
 from moe_robot.types import (
     ACTION,
     ACTION_IS_PAD,
+    ENVIRONMENT_STATE,
     IMAGE_PREFIX,
     STATE,
     TASK,
@@ -101,6 +102,8 @@ class MultimodalPolicy(nn.Module):
         config = preset(name, **overrides)
         if config.text != "none" and config.task_weight:
             config = dataclasses.replace(config, task_names=tuple(task_names))
+        if config.places_weight and config.glimpses:
+            config = dataclasses.replace(config, places=features.environment_names)
         encoder = None if config.text == "none" else resolve_text_encoder(config.text, sentences)
         return cls(config, features, statistics, encoder)
 
@@ -158,8 +161,8 @@ class MultimodalPolicy(nn.Module):
 
         Args:
             batch: ``observation.images.<camera>`` uint8 (B, H, W, 3), ``observation.state`` (B, S), ``task`` list of
-                B sentences, ``task_name`` list of B names, ``action`` (B, H, A), ``action_is_pad`` bool (B, H); arrays
-                or tensors.
+                B sentences, ``task_name`` list of B names, ``action`` (B, H, A), ``action_is_pad`` bool (B, H), and
+                ``environment_state`` (B, n) for a policy that learns places; arrays or tensors.
         """
         out = self.network(self._inputs(batch), self._available_E)
         self._plans = plans = out.plans
@@ -175,6 +178,11 @@ class MultimodalPolicy(nn.Module):
             task_loss = F.cross_entropy(self.network.task_head(out.summary_BS).float(), names)
             loss = loss + self.config.task_weight * task_loss
             logs["task_loss"] = float(task_loss.detach())
+        if self.network.places is not None and out.finds_BTR is not None:
+            place_BN = self.processor.normalise(ENVIRONMENT_STATE, self._tensor(batch[ENVIRONMENT_STATE]))
+            places_loss = (self.network.places(out.finds_BTR).float() - place_BN).abs().mean()
+            loss = loss + self.config.places_weight * places_loss
+            logs["places_loss"] = float(places_loss.detach())
         return loss, logs
 
     def after_update(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_policies.config import PolicyConfig
-from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
+from moe_robot.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
 
 DEAD = 1e-4
 """An entry whose standard deviation is below this did not move in the data: it is centred and not scaled."""
@@ -32,6 +32,8 @@ class Processor(nn.Module):
         self.cameras = tuple(features.cameras)
         sizes = {IMAGE_PREFIX + camera: 3 for camera in self.cameras}
         sizes |= {STATE: len(features.state_names), ACTION: len(features.action_names)}
+        if config.places:
+            sizes[ENVIRONMENT_STATE] = len(config.places)
         for key, size in sizes.items():
             mean, std = np.zeros(size), np.ones(size)  # placeholders of the right shape when a checkpoint fills them
             if statistics is not None:

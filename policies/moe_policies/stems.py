@@ -12,6 +12,7 @@ from moe_policies.config import PolicyConfig
 from moe_policies.trunk import Tokens, sinusoid
 
 SUMMARY_HEADS = 4
+PLACE_WIDTH = 16
 
 
 class Residual(nn.Module):
@@ -81,32 +82,47 @@ def unit(x: Tensor, dim: int) -> Tensor:
 
 
 class Glimpse(nn.Module):
-    """Looks into a camera's fine feature map where the instruction points.
+    """Finds things in a camera's fine feature map, and reads where the instruction points.
 
-    Each query is compared with every place of the map; the softmax over places gives an expected image position and
-    the features there (a spatial softmax, Levine et al. 2016, whose channels are chosen by the sentence). Half of
-    the queries come from the sentence, half are learned and fixed, for what matters in every task, such as the hand.
+    Each of a few learned queries is compared with every place of the map; the softmax over places gives an expected
+    image position and the features there (a spatial softmax, Levine et al. 2016, as attention). The sentence then
+    chooses among these finds: it weighs them, and the weighted sums are half of what the tokens hold. The other half
+    are the finds of the first queries, for what matters in every task, such as the hand.
+
+    A sentence that steers the search itself was tried and found its thing among five, but not among eleven: away from
+    the thing, its query gets no gradient. Finds are learned from every sample, whatever its sentence asks for.
+
+    Args:
+        n_things: further queries, one for each thing whose place the demonstrations tell.
     """
 
-    def __init__(self, config: PolicyConfig, queries_per_token: int = 4) -> None:
+    def __init__(self, config: PolicyConfig, n_things: int, reads_per_token: int = 4) -> None:
         super().__init__()
-        c, self.n_tokens, self.per_token = config.stem_channels, config.glimpses, queries_per_token
-        n = self.n_tokens * queries_per_token // 2
+        c, self.n_tokens, self.n_things = config.stem_channels, config.glimpses, n_things
+        self.n_half = self.n_tokens * reads_per_token // 2
+        n_queries = self.n_half + n_things
         self.key = nn.Conv2d(c, c, 1)
-        self.asked = nn.Linear(config.width * SUMMARY_HEADS, n * c)
-        self.fixed = nn.Parameter(torch.randn(n, c))
+        self.queries = nn.Parameter(torch.randn(n_queries, c))
+        self.point = nn.Linear(config.width * SUMMARY_HEADS, self.n_half * n_queries)
         self.scale = nn.Parameter(torch.tensor(3.0))
-        self.project = nn.Linear(queries_per_token * (c + 2 + 16), config.width)
+        self.project = nn.Linear(reads_per_token * self.read_width(config), config.width)
         self.camera = nn.Parameter(torch.randn(self.n_tokens, config.width) * 0.02)
 
-    def forward(self, features: Tensor, summary_BS: Tensor) -> Tokens:
-        """Feature map (B, C, h, w) and sentence summary (B, SUMMARY_HEADS * D) -> glimpse tokens (B, G, D)."""
+    @staticmethod
+    def read_width(config: PolicyConfig) -> int:
+        """R, the width of one find: features, place, and the place's Fourier features."""
+        return config.stem_channels + 2 + PLACE_WIDTH
+
+    def forward(self, features: Tensor, summary_BS: Tensor) -> tuple[Tokens, Tensor]:
+        """Feature map (B, C, h, w) and sentence summary (B, SUMMARY_HEADS * D).
+
+        Returns:
+            glimpse tokens (B, G, D), and the finds of the things (B, n_things, R).
+        """
         b, c, h, w = features.shape
         key_BCP = self.key(features).flatten(2)
-        asked_BQC = self.asked(summary_BS).view(b, -1, c)
-        query_BQC = torch.cat([asked_BQC, self.fixed.to(asked_BQC.dtype).expand(b, -1, -1)], dim=1)
         # Both are brought to unit size, so that the softmax is neither flat nor saturated from the first step on.
-        scores_BQP = unit(query_BQC, -1) @ unit(key_BCP, 1) * (self.scale * c**-0.5)
+        scores_BQP = unit(self.queries, -1).to(key_BCP.dtype) @ unit(key_BCP, 1) * (self.scale * c**-0.5)
         attention_BQP = scores_BQP.float().softmax(dim=-1)
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, h, device=features.device),
@@ -116,11 +132,48 @@ class Glimpse(nn.Module):
         place_P2 = torch.stack([x, y], dim=-1).view(-1, 2)
         with torch.autocast(features.device.type, enabled=False):  # bf16 would round the position to about a pixel
             place_BQ2 = attention_BQP @ place_P2
-        seen_BQC = attention_BQP.to(features.dtype) @ features.flatten(2).transpose(1, 2)
-        read = torch.cat([seen_BQC.float(), place_BQ2 * 2, sinusoid(place_BQ2, 16)], dim=-1)
-        # A token holds asked and fixed queries alike: interleave the two halves.
-        read = read.view(b, 2, self.n_tokens, self.per_token // 2, -1).transpose(1, 2).reshape(b, self.n_tokens, -1)
-        return Tokens.of(self.project(read) + self.camera, "vision")
+            seen_BQC = attention_BQP.to(features.dtype) @ features.flatten(2).transpose(1, 2)
+            finds_BQR = torch.cat([seen_BQC.float(), place_BQ2 * 2, sinusoid(place_BQ2, PLACE_WIDTH)], dim=-1)
+            weights_BAQ = self.point(summary_BS.float()).view(b, self.n_half, -1).softmax(dim=-1)
+            pointed_BAR = weights_BAQ @ finds_BQR
+        # Every token holds both kinds: interleave the two halves.
+        reads = torch.stack([pointed_BAR, finds_BQR[:, : self.n_half]], dim=1)
+        reads = reads.view(b, 2, self.n_tokens, -1, reads.shape[-1]).transpose(1, 2).reshape(b, self.n_tokens, -1)
+        return Tokens.of(self.project(reads) + self.camera, "vision"), finds_BQR[:, self.n_half :]
+
+
+class Places(nn.Module):
+    """Tells where things are from what the cameras found of them; a loss in training, never an input.
+
+    Args:
+        names: one per number to tell, ``thing.entry``.
+        width: of all cameras' finds of one thing, together with the state that goes with them.
+    """
+
+    def __init__(self, names: Sequence[str], width: int, hidden: int = 64) -> None:
+        super().__init__()
+        things = things_of(names)
+        entries = {thing: [i for i, name in enumerate(names) if thing_of(name) == thing] for thing in things}
+        n = max(len(of) for of in entries.values())
+        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, n))
+        self.offset = nn.Parameter(torch.zeros(len(things), n))
+        at = {i: t * n + k for t, thing in enumerate(things) for k, i in enumerate(entries[thing])}
+        self.order: Tensor
+        self.register_buffer("order", torch.tensor([at[i] for i in range(len(names))]), persistent=False)
+
+    def forward(self, finds_BTR: Tensor) -> Tensor:
+        """(B, things, width) -> (B, len(names)), normalised."""
+        return (self.layers(finds_BTR) + self.offset).flatten(1)[:, self.order]
+
+
+def thing_of(name: str) -> str:
+    """``red_cube`` of ``red_cube.x``."""
+    return name.rpartition(".")[0] or name
+
+
+def things_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The things that ``names`` are about, each once, in their order."""
+    return tuple(dict.fromkeys(thing_of(name) for name in names))
 
 
 class StateStem(nn.Module):

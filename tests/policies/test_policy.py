@@ -1,5 +1,6 @@
 """The policy: two experts per token from pixels, state and words to actions; strict at every edge."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from moe_policies.config import PolicyConfig
 from moe_policies.policy import MultimodalPolicy
+from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places
 from moe_policies.trunk import Tokens
 from moe_robot.registry import load_policy, presets
 from moe_robot.types import Features, Observation, Policy, UserError
@@ -94,6 +97,54 @@ def test_the_sentence_decides(features, statistics, batch):
     policy.reset()
     b = policy.select_action(observation(batch, task="pick up the blue cube"))
     assert np.abs(a - b).max() > 1e-6
+
+
+def test_ignored_state_is_not_read(features, statistics, batch):
+    moved = without_actions(batch) | {"observation.state": batch["observation.state"].copy()}
+    entry = features.state_names.index("j1.pos")
+    moved["observation.state"][:, entry] += 1.0
+    for patterns, read in (((), True), (("j1.*",), False)):
+        policy = make(features, statistics, ignore_state=patterns)
+        before, after = (policy.predict_action_chunk(x) for x in (without_actions(batch), moved))
+        assert bool((before != after).any()) == read
+
+
+def test_places_are_labels_and_never_inputs(features, statistics, batch):
+    named = dataclasses.replace(features, environment_names=("cube.x", "cube.y", "door"))
+    told = statistics | {"environment_state": statistics["action"]}
+    policy = make(named, told)
+    place = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
+    loss, logs = policy(batch | {"environment_state": place})
+    moved, _ = policy(batch | {"environment_state": place + 1.0})
+    assert logs["places_loss"] > 0
+    assert moved != loss
+    actions = policy.predict_action_chunk(without_actions(batch))  # there is no such key when it acts
+    assert_close(actions, policy.predict_action_chunk(without_actions(batch) | {"environment_state": place}))
+    assert make(named, told, places_weight=0).network.places is None
+    assert make(features, statistics).network.places is None
+
+
+def test_places_are_learned_from_the_pictures_alone():
+    """A bright square somewhere in the dark: told by name, found within a few hundred steps."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    config = PolicyConfig(width=16, stem_channels=8, patches=2, glimpses=1, places=("thing.x", "thing.y"))
+    stem, glimpse = CameraStem(config), Glimpse(config, n_things=1)
+    places = Places(config.places, Glimpse.read_width(config))
+    optimiser = torch.optim.Adam([*stem.parameters(), *glimpse.parameters(), *places.parameters()], lr=3e-3)
+    errors = []
+    for _ in range(300):
+        corner = rng.integers(0, 40, (32, 2))
+        image = torch.zeros(32, 3, 48, 48)
+        for i, (x, y) in enumerate(corner):
+            image[i, :, y : y + 8, x : x + 8] = 1.0
+        _, finds = glimpse(stem(image)[1], torch.zeros(32, SUMMARY_HEADS * 16))
+        error = (places(finds) - torch.tensor(corner / 20.0 - 1.0, dtype=torch.float32)).abs().mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        errors.append(float(error.detach()))
+    assert np.mean(errors[-20:]) < 0.1 < np.mean(errors[:5])  # in units of 20 pixels
 
 
 def test_a_policy_without_text_does_not_hear(features, statistics, batch):
