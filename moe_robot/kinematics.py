@@ -46,22 +46,29 @@ class SerialChain:
         return skew
 
     @cached_property
-    def _skew_squared(self) -> np.ndarray:
-        return self._skew @ self._skew
+    def _turning(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Three (N, 4, 4) matrices A, B, C: link i, then a turn of joint i by q, is A + sin q · B + (1 - cos q) · C."""
+        links = _homogeneous(self.link_rotations[:-1], self.link_positions[:-1])
+        skew = np.zeros_like(links)
+        skew[:, :3, :3] = self._skew
+        return links, links @ skew, links @ skew @ skew
+
+    @cached_property
+    def _tool(self) -> np.ndarray:
+        """(4, 4): the last link."""
+        return _homogeneous(self.link_rotations[-1:], self.link_positions[-1:])[0]
 
     def _frames(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Joint axes (N, 3) and joint origins (N, 3) in the base frame, then tool position and rotation."""
-        n = len(self.axes)
-        sin, cos = np.sin(q)[:, None, None], np.cos(q)[:, None, None]
-        turns = np.eye(3) + sin * self._skew + (1.0 - cos) * self._skew_squared
-        axes, origins = np.empty((n, 3)), np.empty((n, 3))
-        position, rotation = self.link_positions[0], self.link_rotations[0]
-        for i in range(n):
-            axes[i], origins[i] = rotation @ self.axes[i], position
-            rotation = rotation @ turns[i]
-            position = position + rotation @ self.link_positions[i + 1]
-            rotation = rotation @ self.link_rotations[i + 1]
-        return axes, origins, position, rotation
+        still, sine, cosine = self._turning
+        steps = still + np.sin(q)[:, None, None] * sine + (1.0 - np.cos(q))[:, None, None] * cosine
+        frames = np.empty_like(steps)  # of each joint after its turn, which leaves its own axis and origin in place
+        frames[0] = steps[0]
+        for i in range(1, len(steps)):
+            np.matmul(frames[i - 1], steps[i], out=frames[i])
+        tool = frames[-1] @ self._tool
+        axes = (frames[:, :3, :3] @ self.axes[:, :, None])[:, :, 0]
+        return axes, frames[:, :3, 3], tool[:3, 3], tool[:3, :3]
 
     def forward(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tool position (3,) in metres and rotation (3, 3) at joint positions ``q`` (N,) in radians."""
@@ -119,6 +126,13 @@ class SerialChain:
             q = q + inverse @ twist + free @ (posture_gain * (posture - q))
             q = np.minimum(np.maximum(q, self.limits[:, 0]), self.limits[:, 1])
         return q
+
+
+def _homogeneous(rotations: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(M, 3, 3) and (M, 3) -> (M, 4, 4)."""
+    frames = np.zeros((len(positions), 4, 4))
+    frames[:, :3, :3], frames[:, :3, 3], frames[:, 3, 3] = rotations, positions, 1.0
+    return frames
 
 
 def _cross_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""``moe-robot demo``: the main job in one go: collect demonstrations of five tasks, train on them, evaluate, report.
+"""``moe-robot demo``: the main job in one go: collect demonstrations, train on them, evaluate, report.
 
 Each step is the verb of that name, so what the demo does can be done by hand. An interrupted demo goes on where it was.
 """
@@ -16,7 +16,6 @@ from typing import Literal
 
 from moe_robot.types import UserError
 
-TASKS = "demo"
 REPORT_SEED = 100_000  # seeds from here up are for reports only
 UNIMPORTANT = {"out", "workers"}
 """Options that do not decide the outcome: a demo may be continued with other ones."""
@@ -28,10 +27,12 @@ class Options:
 
     out: Path = Path("runs/demo")
     """Folder for the demonstrations, the run, report.html, report.json and videos."""
+    tasks: str = "demo"
+    """Tasks of the environment `pitstop` and groups of them, with commas between: `demo` (five) or `all` (22)."""
     minutes: float = 9.0
     """Minutes of training."""
     episodes_per_task: int = 400
-    """Demonstrations of each of the five tasks."""
+    """Demonstrations of each task."""
     eval_episodes: int = 30
     """Fresh episodes of each task in the report."""
     seed: int = 0
@@ -56,7 +57,7 @@ def run(options: Options) -> int:
     """Do the three steps that are not yet done, and say how long each took."""
     _claim(options)
     steps: tuple[tuple[str, Callable[[Options], int]], ...] = (
-        (f"collecting {options.episodes_per_task} demonstrations of each of the five tasks", _collect),
+        (f"collecting {options.episodes_per_task} demonstrations of each task", _collect),
         (f"training the preset {options.preset!r} for {options.minutes:g} minutes", _train),
         (f"evaluating {options.eval_episodes} fresh episodes of each task", _evaluate),
     )
@@ -106,7 +107,7 @@ def _collect(options: Options) -> int:
     return collect.run(
         collect.Options(
             env="pitstop",
-            tasks=TASKS,
+            tasks=options.tasks,
             episodes=options.episodes_per_task,
             out=options.out / "demonstrations",
             workers=options.workers,
@@ -161,7 +162,7 @@ def _evaluate(options: Options) -> int:
             checkpoint=options.out / "policy",
             out=options.out,
             env="pitstop",
-            tasks=TASKS,
+            tasks=options.tasks,
             episodes=options.eval_episodes,
             seed=REPORT_SEED,
             workers=options.workers,

@@ -228,6 +228,13 @@ def test_the_22_tasks_and_their_groups():
     assert len(rules.TASKS) == 22
     assert rules.TASK_GROUPS["demo"] == ("press_red", "press_green", "press_blue", "pick_red_cube", "pick_blue_cube")
     assert set(rules.TASK_GROUPS["all"]) == set(rules.TASKS)
+    known, new = (set(rules.TASK_GROUPS[name]) for name in ("combos", "newcombos"))
+    assert not known & new
+    assert known | new == set(rules.TASKS)
+    for part in ("verb", "subject", "place"):  # only their combination is new
+        assert {getattr(rules.TASKS[name], part) for name in new} <= {
+            getattr(rules.TASKS[name], part) for name in known
+        }
 
 
 def test_success_through_gymnasiums_wrappers_terminates_and_is_not_truncated():

@@ -36,6 +36,7 @@ def build_model(scene: str, quality: str) -> Any:
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = 10
     spec.option.iterations = 20
+    spec.option.jacobian = mujoco.mjtJacobian.mjJAC_SPARSE  # things seldom touch: a tenth faster with all of them
     world = spec.worldbody
     world.add_geom(
         name="table",

@@ -99,7 +99,14 @@ def _all_tasks() -> dict[str, Task]:
 
 TASKS: dict[str, Task] = _all_tasks()
 DEMO_TASKS = ("press_red", "press_green", "press_blue", "pick_red_cube", "pick_blue_cube")
-TASK_GROUPS: dict[str, tuple[str, ...]] = {"demo": DEMO_TASKS, "all": tuple(TASKS)}
+NEW_COMBOS = ("pick_purple_nut", "bin_red_cube_left", "bin_green_block_right", "bin_yellow_wheel_left")
+"""Tasks for a training run that never sees them: each verb, thing and side is known from the other 18 (``combos``)."""
+TASK_GROUPS: dict[str, tuple[str, ...]] = {
+    "demo": DEMO_TASKS,
+    "all": tuple(TASKS),
+    "combos": tuple(name for name in TASKS if name not in NEW_COMBOS),
+    "newcombos": NEW_COMBOS,
+}
 SCENE_TASKS = {"demo": DEMO_TASKS, "all": tuple(TASKS)}
 
 
