@@ -48,7 +48,6 @@ def make_plan(
     """Sort the chosen routes by expert, stably: the same choice gives the same row order on every run."""
     flat_R = ids_TK.reshape(-1)
     order_R = torch.argsort(flat_R, stable=True)
-    inverse_R = torch.empty_like(order_R)
-    inverse_R[order_R] = torch.arange(order_R.numel(), device=order_R.device)
+    inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(order_R.numel(), device=order_R.device))
     counts_E = torch.bincount(flat_R, minlength=logits_TE.shape[1])
     return RoutingPlan(ids_TK, weights_TK, probabilities_TE, logits_TE, modality_T, order_R, inverse_R, counts_E)

@@ -189,7 +189,7 @@ class MultimodalPolicy(nn.Module):
         """Nothing to do: balance comes from the loss in every present preset."""
 
     # --- acting -----------------------------------------------------------------------------------------------------
-    @torch.no_grad()
+    @torch.inference_mode()
     def predict_action_chunk(self, batch: Mapping[str, Any]) -> Tensor:
         """A batch of observations (keys as in :meth:`forward`, without actions) -> actions (B, H, A) in env units."""
         out = self.network(self._inputs(batch), self._available_E)

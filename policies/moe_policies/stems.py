@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -124,14 +125,8 @@ class Glimpse(nn.Module):
         # Both are brought to unit size, so that the softmax is neither flat nor saturated from the first step on.
         scores_BQP = unit(self.queries, -1).to(key_BCP.dtype) @ unit(key_BCP, 1) * (self.scale * c**-0.5)
         attention_BQP = scores_BQP.float().softmax(dim=-1)
-        y, x = torch.meshgrid(
-            torch.linspace(-1, 1, h, device=features.device),
-            torch.linspace(-1, 1, w, device=features.device),
-            indexing="ij",
-        )
-        place_P2 = torch.stack([x, y], dim=-1).view(-1, 2)
         with torch.autocast(features.device.type, enabled=False):  # bf16 would round the position to about a pixel
-            place_BQ2 = attention_BQP @ place_P2
+            place_BQ2 = attention_BQP @ image_places(h, w, features.device)
             seen_BQC = attention_BQP.to(features.dtype) @ features.flatten(2).transpose(1, 2)
             finds_BQR = torch.cat([seen_BQC.float(), place_BQ2 * 2, sinusoid(place_BQ2, PLACE_WIDTH)], dim=-1)
             weights_BAQ = self.point(summary_BS.float()).view(b, self.n_half, -1).softmax(dim=-1)
@@ -140,6 +135,14 @@ class Glimpse(nn.Module):
         reads = torch.stack([pointed_BAR, finds_BQR[:, : self.n_half]], dim=1)
         reads = reads.view(b, 2, self.n_tokens, -1, reads.shape[-1]).transpose(1, 2).reshape(b, self.n_tokens, -1)
         return Tokens.of(self.project(reads) + self.camera, "vision"), finds_BQR[:, self.n_half :]
+
+
+@lru_cache(maxsize=16)
+def image_places(height: int, width: int, device: torch.device) -> Tensor:
+    """(height * width, 2): x and y of every place of a map, in [-1, 1], row by row."""
+    with torch.inference_mode(False):  # it is kept, and may be used in training next
+        y, x = torch.linspace(-1, 1, height, device=device), torch.linspace(-1, 1, width, device=device)
+        return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).view(-1, 2)
 
 
 class Places(nn.Module):

@@ -101,6 +101,9 @@ class FeedForward(nn.Module):
             return self.layer(h_BND), None
         # Only present tokens are routed, so padding costs nothing and is in no loss and no count.
         b, n, d = h_BND.shape
+        if bool(tokens.present_BN.all()):
+            y_TD, plan = self.layer(h_BND.reshape(-1, d), tokens.modality_N.repeat(b), available_E)
+            return y_TD.view(b, n, d), plan
         rows = tokens.present_BN.reshape(-1).nonzero().squeeze(1)
         modality_T = tokens.modality_N.repeat(b)[rows]
         y_TD, plan = self.layer(h_BND.reshape(-1, d).index_select(0, rows), modality_T, available_E)
