@@ -1,11 +1,11 @@
-"""How worker processes are born: on one thread each, and deaf to Ctrl-C, which is their parent's business."""
+"""Signals and threads of processes: how workers are born, and how Ctrl-C is kept out of the middle of things."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Read by BLAS, OpenMP and the software renderer when they load, before any code of ours runs in the child.
@@ -32,3 +32,31 @@ def workers_are_born() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[Callable[[], None]]:
+    """Ctrl-C in this block waits until the function that it gives is called; a second one does not wait.
+
+    So what belongs together, such as new weights and the number of their step, is never cut in half.
+    """
+    elsewhere = threading.current_thread() is not threading.main_thread()  # signals can be set in the main one only
+    if elsewhere or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield lambda: None
+        return
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, handler)
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, handler)

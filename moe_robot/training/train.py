@@ -21,6 +21,7 @@ import torch
 from moe_robot import __version__, registry
 from moe_robot.data.loader import open_dataset
 from moe_robot.data.sampler import batch_indices
+from moe_robot.processes import interrupts_wait
 from moe_robot.training.checkpoint import load_state, save_policy, save_state
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.optimise import AveragedWeights, clip_gradients, make_optimiser, schedule
@@ -96,7 +97,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
             },
         )
 
-    with _Metrics(config.out, step) as metrics:
+    with _Metrics(config.out, step) as metrics, interrupts_wait() as stop_if_interrupted:
         policy.train()
         last_saved = last_tick = time.monotonic()
         try:
@@ -125,6 +126,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                     numbers = {"loss": value, **logs, **_own_role(policy.routing())}
                     metrics.write(step, {**numbers, "gradient_norm": norm, "samples_per_second": rate})
                 on_progress(Progress(step, _fraction(config, step, elapsed), value, rate))
+                stop_if_interrupted()
                 if now - last_saved > config.save_every:
                     save()
                     last_saved = time.monotonic()
