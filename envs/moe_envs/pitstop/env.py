@@ -20,6 +20,7 @@ from moe_envs.pitstop.language import INSTRUCTION_SETS, sentence
 from moe_envs.pitstop.layout import Layout, draw_layout
 from moe_envs.pitstop.scene import TIMESTEP, build_model
 from moe_envs.rendering import QUALITIES, CameraRenderer, has_display
+from moe_envs.window import Window
 from moe_robot.kinematics import yaw_rotation
 from moe_robot.registry import unknown
 from moe_robot.types import UserError
@@ -103,7 +104,7 @@ class PitStopEnv(gymnasium.Env):
         self.chain = panda.tool_chain(self.model)
         self._index()
         self._renderer: CameraRenderer | None = None
-        self._viewer: Any = None
+        self._window: Window | None = None
         self._task = self._named = rules.TASKS[self.tasks[0]]
         self._allowed: frozenset[str] = frozenset()
 
@@ -166,31 +167,29 @@ class PitStopEnv(gymnasium.Env):
         return self._observe(), float(success), terminated, False, info
 
     def render(self) -> np.ndarray | None:
-        """``rgb_array``: the front view, uint8 (480, 640, 3). ``human``: update MuJoCo's viewer."""
+        """``rgb_array``: the front view, uint8 (480, 640, 3). ``human``: MuJoCo's viewer, in real time."""
         if self.render_mode == "rgb_array":
             renderer = self._open_renderer()
             renderer.update(self.data)
             return renderer.draw(self.data, "front", PICTURE_SIZE)
         if self.render_mode == "human":
-            if self._viewer is None:
-                import mujoco.viewer
-
-                self._viewer = mujoco.viewer.launch_passive(self.model, self.data)
-            self._viewer.sync()
+            if self._window is None:
+                self._window = Window(self.model, self.data, 1.0 / self.control_hz)
+            self._window.show()
         return None
 
     def close(self) -> None:
-        """Free the GL context and the viewer. Safe to call again."""
+        """Free the GL context and the window. Safe to call again."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-        if self._viewer is not None:
-            self._viewer.close()
-            self._viewer = None
+        if self._window is not None:
+            self._window.close()
+            self._window = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but GL, which belongs to one process: the copy opens its own at its first picture."""
-        return {**self.__dict__, "_renderer": None, "_viewer": None}
+        return {**self.__dict__, "_renderer": None, "_window": None}
 
     # ------------------------------------------------------------------ for collection and evaluation
 
