@@ -127,8 +127,8 @@ def presets() -> dict[str, Any]:
 
 
 def checkpoint_directory(path: str | Path) -> Path:
-    """The folder with ``config.json``: ``path`` itself, or ``path/checkpoint`` for a training run."""
-    for folder in (Path(path), Path(path) / "checkpoint"):
+    """The folder with ``config.json``: ``path`` itself, or inside it for a training run, or for a demo."""
+    for folder in (Path(path), Path(path) / "checkpoint", Path(path) / "policy" / "checkpoint"):
         if (folder / "config.json").is_file():
             return folder
     raise UserError(f"no checkpoint at {path}: expected a folder with config.json, or a training run with checkpoint/")

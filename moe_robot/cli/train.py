@@ -12,6 +12,7 @@ def run(options: TrainConfig) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from moe_robot.training.train import Progress as Now
     from moe_robot.training.train import train
 
     console = Console(stderr=True)
@@ -22,17 +23,19 @@ def run(options: TrainConfig) -> int:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    bar = Progress(*columns, console=console, refresh_per_second=2)
+    task = bar.add_task("training", total=1.0, step=0, loss=float("nan"), rate=0.0)
+
+    def show(now: Now) -> None:
+        bar.start()  # not before there is something to show
+        bar.update(task, completed=now.fraction, step=now.step, loss=now.loss, rate=now.samples_per_second)
+
     try:
-        with Progress(*columns, console=console, refresh_per_second=2) as bar:
-            task = bar.add_task("training", total=1.0, step=0, loss=float("nan"), rate=0.0)
-            record = train(
-                options,
-                lambda now: bar.update(
-                    task, completed=now.fraction, step=now.step, loss=now.loss, rate=now.samples_per_second
-                ),
-            )
+        record = train(options, show)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the state is kept in {options.out}, --resume goes on from there") from None
+    finally:
+        bar.stop()
     print(
         f"{record['preset']}: {record['parameters']:,} parameters, {record['steps']} steps, "
         f"{record['samples']:,} samples in {record['minutes']:.1f} min -> {options.out / 'checkpoint'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from moe_robot.data.durable import write_atomically
 from moe_robot.types import UserError
 
 STATE_FILE = "state.pt"
@@ -19,12 +21,13 @@ CHECKPOINT = "checkpoint"
 
 def save_state(run: Path, state: Mapping[str, Any]) -> None:
     """Write ``run/state.pt`` beside its predecessor, then take its place in one step."""
-    temporary = run / (STATE_FILE + ".new")
-    with temporary.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(run / STATE_FILE)
+    content = io.BytesIO()  # torch's own writer hides a full disk behind an error of another kind
+    torch.save(dict(state), content)
+
+    def write(path: Path) -> None:
+        path.write_bytes(content.getbuffer())
+
+    write_atomically(run / STATE_FILE, write)
 
 
 def load_state(run: Path) -> dict[str, Any]:
@@ -46,8 +49,12 @@ def save_policy(run: Path, save: Callable[[Path], None], record: Mapping[str, An
     folder, temporary, old = run / CHECKPOINT, run / (CHECKPOINT + ".new"), run / (CHECKPOINT + ".old")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    save(temporary)
-    (temporary / "train.json").write_text(json.dumps(record, indent=2))
+    try:
+        save(temporary)
+        (temporary / "train.json").write_text(json.dumps(record, indent=2))
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for path in temporary.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

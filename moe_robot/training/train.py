@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from moe_robot import __version__, registry
+from moe_robot.data.durable import disk_errors
 from moe_robot.data.loader import open_dataset
 from moe_robot.data.sampler import batch_indices
 from moe_robot.processes import interrupts_wait
@@ -50,7 +51,13 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     Raises:
         UserError: bad options, a data set that does not fit, or a loss that is no longer finite.
     """
+    with disk_errors(config.out, kept="the last saved state is kept, --resume goes on from there"):
+        return _train(config, on_progress)
+
+
+def _train(config: TrainConfig, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
     _check(config)
+    config.out.mkdir(parents=True, exist_ok=True)
     device = resolve_device(config.device)
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
@@ -79,7 +86,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         torch.set_rng_state(state["rng"])
         step, elapsed, routing_step0 = state["step"], state["elapsed"], json.loads(state["routing_step0"])
     else:
-        _begin(config.out)
+        (config.out / "metrics.jsonl").unlink(missing_ok=True)
         routing_step0 = _probe(policy, probe, config, bf16)["routing"]
 
     def save() -> None:
@@ -192,11 +199,6 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"--batch-size is {config.batch_size}, expected at least 1")
     if (config.out / "state.pt").exists() and not config.resume:
         raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
-
-
-def _begin(out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def _fraction(config: TrainConfig, step: int, elapsed: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
@@ -128,7 +128,8 @@ class MultimodalPolicy(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         config = {"policy": POLICY_TYPE, "config": self.config.to_json(), "features": self.features.to_json()}
         (folder / "config.json").write_text(json.dumps(config, indent=2))
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        weights = save({k: v.contiguous() for k, v in self.state_dict().items()})
+        (folder / "model.safetensors").write_bytes(weights)  # unlike save_file, this tells a full disk by its name
         if self.network.text is not None:
             self.network.text.encoder.save(folder / "text_encoder")  # type: ignore[operator]
         (folder / "README.md").write_text(self._model_card())
