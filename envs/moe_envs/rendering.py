@@ -8,6 +8,7 @@ MuJoCo's defaults (``moe-robot bench render``). ``full`` keeps them, for picture
 # (mujoco's names live in a C extension without stubs)
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
@@ -105,8 +106,11 @@ class CameraRenderer:
         except Exception as error:  # each backend has its own error types, down to AttributeError for a missing library
             raise no_gl(error) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        # Runs at close, at garbage collection or before the interpreter tears GL down, whichever comes first.
+        # Runs at close, at garbage collection or at exit, whichever comes first. At exit it has to come before mujoco's
+        # own atexit function ends GL: registered later, it runs earlier.
         self._free = weakref.finalize(self, _free, self._gl, self._context)
+        self._free.atexit = False
+        atexit.register(self._free)
         self._scene = mujoco.MjvScene(model, maxgeom=200 + 2 * model.ngeom)
         self._option = mujoco.MjvOption()
         self._perturb = mujoco.MjvPerturb()
@@ -160,6 +164,7 @@ class CameraRenderer:
     def close(self) -> None:
         """Free the GL context. Safe to call again."""
         self._free()
+        atexit.unregister(self._free)
 
 
 def _context_class() -> Any:
