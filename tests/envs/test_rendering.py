@@ -122,8 +122,8 @@ def test_the_first_row_is_the_top():
 
 
 # Whoever uses weakref.finalize first decides when at exit all such functions run: before mujoco's own, or after it.
-@pytest.mark.parametrize("before", ["", "import weakref; alive = {1}; weakref.finalize(alive, int);"])
+@pytest.mark.parametrize("before", ["", "import weakref; alive = {1}; weakref.finalize(alive, int); "])
 def test_leaving_without_close_is_quiet(before):
-    code = f"{before} from moe_envs.pitstop.env import PitStopEnv; env = PitStopEnv(image_size=16); env.reset(seed=0)"
+    code = f"{before}from moe_envs.pitstop.env import PitStopEnv; env = PitStopEnv(image_size=16); env.reset(seed=0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
