@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from moe_robot.training.config import TrainConfig
 
 Options = TrainConfig
@@ -31,7 +33,7 @@ def run(options: TrainConfig) -> int:
         bar.update(task, completed=now.fraction, step=now.step, loss=now.loss, rate=now.samples_per_second)
 
     try:
-        record = train(options, show)
+        record = train(_with_tasks_named(options), show)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the state is kept in {options.out}, --resume goes on from there") from None
     finally:
@@ -41,3 +43,18 @@ def run(options: TrainConfig) -> int:
         f"{record['samples']:,} samples in {record['minutes']:.1f} min -> {options.out / 'checkpoint'}"
     )
     return 0
+
+
+def _with_tasks_named(options: TrainConfig) -> TrainConfig:
+    """The same options with groups of tasks spelled out, as the environment of the demonstrations knows them."""
+    from moe_robot.data.layout import read_info
+    from moe_robot.registry import make_environment, select_tasks
+
+    origin = read_info(options.data).provenance if options.tasks else {}
+    if "environment" not in origin:
+        return options
+    env = make_environment(origin["environment"], **origin.get("options", {}))
+    try:
+        return dataclasses.replace(options, tasks=",".join(select_tasks(env, options.tasks or "")))
+    finally:
+        env.close()

@@ -28,7 +28,7 @@ class TrainConfig:
     no_text: bool = False
     """Train a policy that cannot read: the blind baseline."""
     tasks: str | None = None
-    """Train on these tasks of the data set only (comma-separated); all by default."""
+    """Train on these tasks or groups of the data set only (comma-separated); all by default."""
     batch_size: int = 64
     """Samples per step."""
     learning_rate: float = 1e-3
