@@ -57,7 +57,6 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
 
 def _train(config: TrainConfig, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
     _check(config)
-    config.out.mkdir(parents=True, exist_ok=True)
     device = resolve_device(config.device)
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
@@ -70,6 +69,7 @@ def _train(config: TrainConfig, on_progress: Callable[[Progress], None]) -> dict
     policy = policy_class.from_preset(
         config.preset, dataset.features, dataset.statistics, dataset.tasks, _task_names(dataset), **overrides
     ).to(device)
+    config.out.mkdir(parents=True, exist_ok=True)
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
     average = AveragedWeights(policy, config.ema)
     probe, probed = _probe_data(config, horizon, tasks, dataset)
