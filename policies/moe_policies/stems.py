@@ -90,8 +90,7 @@ class Glimpse(nn.Module):
     chooses among these finds: it weighs them, and the weighted sums are half of what the tokens hold. The other half
     are the finds of the first queries, for what matters in every task, such as the hand.
 
-    A sentence that steers the search itself was tried and found its thing among five, but not among eleven: away from
-    the thing, its query gets no gradient. Finds are learned from every sample, whatever its sentence asks for.
+    The sentence does not steer the search itself: so finds are learned from every sample, whatever it asks for.
 
     Args:
         n_things: further queries, one for each thing whose place the demonstrations tell.
@@ -99,7 +98,7 @@ class Glimpse(nn.Module):
 
     def __init__(self, config: PolicyConfig, n_things: int, reads_per_token: int = 4) -> None:
         super().__init__()
-        c, self.n_tokens, self.n_things = config.stem_channels, config.glimpses, n_things
+        c, self.n_tokens = config.stem_channels, config.glimpses
         self.n_half = self.n_tokens * reads_per_token // 2
         n_queries = self.n_half + n_things
         self.key = nn.Conv2d(c, c, 1)
