@@ -153,7 +153,7 @@ def _first_sentence(box: str) -> str:
     lines = [line.strip("│| \t") for line in box.splitlines()]
     lines = [line for line in lines if line and line[0] not in "╭╰┌└"]
     is_rule = [bool(re.fullmatch("[─━-]{4,}", line)) for line in lines]
-    if is_rule[1:2] == [True]:  # a terminal without box characters: the title is a line, with a rule below it
+    if "╭" not in box and is_rule[1:2] == [True]:  # without box characters the title is a line, with a rule below it
         lines, is_rule = lines[2:], is_rule[2:]
     end = is_rule.index(True) if True in is_rule else len(lines)
     sentence = " ".join(lines[:end]).rstrip(".") or "these options could not be read"

@@ -101,6 +101,11 @@ def test_options_reach_the_verb_and_its_status_comes_back(verb):
     assert seen == [Options(5, 6, "cpu")]
 
 
+def test_a_bad_number_is_named_also_when_the_complaint_is_short(capsys):
+    assert cli.main(["eval", "x", "--env", "pitstop", "--out", "y", "--episodes", "3.5"]) == 2
+    assert capsys.readouterr().err.startswith("moe-robot eval: error parsing --episodes: invalid literal for int()")
+
+
 def test_a_later_option_overrides_an_earlier_one_as_scripts_demo_needs(verb):
     seen = []
     verb(seen.append)
