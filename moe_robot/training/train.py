@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,8 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     Raises:
         UserError: bad options, a data set that does not fit, or a loss that is no longer finite.
     """
-    with disk_errors(config.out, kept="the last saved state is kept, --resume goes on from there"):
-        return _train(config, on_progress)
-
-
-def _train(config: TrainConfig, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
     _check(config)
+    writing = partial(disk_errors, config.out, kept="the last saved state is kept, --resume goes on from there")
     device = resolve_device(config.device)
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
@@ -69,7 +66,8 @@ def _train(config: TrainConfig, on_progress: Callable[[Progress], None]) -> dict
     policy = policy_class.from_preset(
         config.preset, dataset.features, dataset.statistics, dataset.tasks, _task_names(dataset), **overrides
     ).to(device)
-    config.out.mkdir(parents=True, exist_ok=True)
+    with writing():
+        config.out.mkdir(parents=True, exist_ok=True)
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
     average = AveragedWeights(policy, config.ema)
     probe, probed = _probe_data(config, horizon, tasks, dataset)
@@ -104,7 +102,7 @@ def _train(config: TrainConfig, on_progress: Callable[[Progress], None]) -> dict
             },
         )
 
-    with _Metrics(config.out, step) as metrics, interrupts_wait() as stop_if_interrupted:
+    with writing(), _Metrics(config.out, step) as metrics, interrupts_wait() as stop_if_interrupted:
         policy.train()
         last_saved = last_tick = time.monotonic()
         try:
@@ -141,7 +139,7 @@ def _train(config: TrainConfig, on_progress: Callable[[Progress], None]) -> dict
         except KeyboardInterrupt:
             save()
             raise
-    save()
+        save()
 
     # The checkpoint is on disk before anything is measured on it.
     policy.load_state_dict(average.state)
@@ -162,12 +160,14 @@ def _train(config: TrainConfig, on_progress: Callable[[Progress], None]) -> dict
         "routing": {"step0": routing_step0, "final": None},
         "complete": False,
     }
-    folder = save_policy(config.out, policy.save_pretrained, record)
+    with writing():
+        folder = save_policy(config.out, policy.save_pretrained, record)
     final = _probe(policy, probe, config, bf16)
     record["routing"]["final"] = final["routing"]
     record[probed] = final["losses"]
     record["complete"] = True
-    (folder / "train.json").write_text(json.dumps(record, indent=2))
+    with writing():
+        (folder / "train.json").write_text(json.dumps(record, indent=2))
     return record
 
 

@@ -42,14 +42,14 @@ class Outputs:
     Attributes:
         action_BGD: action tokens (B, G, D), for the head.
         summary_BS: what the sentence asks for, after the first block (B, S).
-        finds_BTR: what the cameras found of each thing whose place is to be told, and the state; None without any.
+        finds: per camera, what it found of each thing whose place is to be told (B, things, R).
         plans: routing plans per layer, the entry layer first; empty for a dense trunk. The entry layer has two: of the
             sensors' tokens and of the glimpses.
     """
 
     action_BGD: Tensor
     summary_BS: Tensor
-    finds_BTR: Tensor | None
+    finds: list[Tensor]
     plans: list[list[RoutingPlan]]
 
 
@@ -128,16 +128,19 @@ class Network(nn.Module):
         looks = [glimpse(maps[camera], summary_BS) for camera, glimpse in self.glimpses.items()]
         if looks:
             tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate([look for look, _ in looks]))])
-        finds_BTR = None
-        if self.places is not None:
-            state = inputs.state_BS[:, None, self.heeded]
-            finds = [finds for _, finds in looks]
-            finds_BTR = torch.cat([*finds, state.expand(-1, finds[0].shape[1], -1)], dim=-1)
         last = len(self.blocks)
         for layer in range(2, last):
             tokens = run(layer, tokens)
         tokens = run(last, tokens, keep=len(self.action_roles))
-        return Outputs(tokens.x_BND, summary_BS, finds_BTR, [of_layer for of_layer in plans if of_layer])
+        return Outputs(
+            tokens.x_BND, summary_BS, [finds for _, finds in looks], [of_layer for of_layer in plans if of_layer]
+        )
+
+    def told_places(self, finds: Sequence[Tensor], state_BS: Tensor) -> Tensor:
+        """Where things are, normalised (B, len(config.places)), from what the cameras found and the state; training."""
+        assert self.places is not None
+        state_BTS = state_BS[:, None, self.heeded].expand(-1, finds[0].shape[1], -1)
+        return self.places(torch.cat([*finds, state_BTS], dim=-1))
 
     def gate_losses(self, plans: Sequence[Sequence[RoutingPlan]]) -> tuple[Tensor, Tensor]:
         """Balance and z-loss, each computed per plan and averaged (never pooled first).

@@ -165,7 +165,8 @@ class MultimodalPolicy(nn.Module):
                 B sentences, ``task_name`` list of B names, ``action`` (B, H, A), ``action_is_pad`` bool (B, H), and
                 ``environment_state`` (B, n) for a policy that learns places; arrays or tensors.
         """
-        out = self.network(self._inputs(batch), self._available_E)
+        inputs = self._inputs(batch)
+        out = self.network(inputs, self._available_E)
         self._plans = plans = out.plans
         target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
         loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
@@ -179,9 +180,9 @@ class MultimodalPolicy(nn.Module):
             task_loss = F.cross_entropy(self.network.task_head(out.summary_BS).float(), names)
             loss = loss + self.config.task_weight * task_loss
             logs["task_loss"] = float(task_loss.detach())
-        if self.network.places is not None and out.finds_BTR is not None:
+        if self.network.places is not None:
             place_BN = self.processor.normalise(ENVIRONMENT_STATE, self._tensor(batch[ENVIRONMENT_STATE]))
-            places_loss = (self.network.places(out.finds_BTR).float() - place_BN).abs().mean()
+            places_loss = (self.network.told_places(out.finds, inputs.state_BS).float() - place_BN).abs().mean()
             loss = loss + self.config.places_weight * places_loss
             logs["places_loss"] = float(places_loss.detach())
         return loss, logs
