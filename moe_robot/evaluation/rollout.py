@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task
+from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task, sensor_names
 from moe_robot.evaluation.journal import COMPLETE, Journal, sha256, writing
 from moe_robot.evaluation.results import Results, Setup, versions
 from moe_robot.evaluation.workers import Crew, Players, Solo, Take
@@ -23,7 +23,7 @@ from moe_robot.registry import (
     select_tasks,
     unknown,
 )
-from moe_robot.types import Policy, UserError
+from moe_robot.types import Policy, SensorSwitches, UserError
 
 SEEDS_FROM = 100_000  # seeds below are for collecting, training and tuning; reported ones never choose anything
 
@@ -44,6 +44,7 @@ def evaluate(
     device: str = "auto",
     video: int = 0,
     knockouts: Sequence[str] = (),
+    sensors_off: Sequence[str] = (),
     knockout_episodes: int | None = None,
     environment_options: Mapping[str, Any] | None = None,
     policy_factory: Callable[[Path, str], Policy] = load_policy,
@@ -66,7 +67,8 @@ def evaluate(
         device: "auto", "cpu" or "cuda".
         video: how many episodes of each task to film, failures first.
         knockouts: expert roles to switch off, each in a paired evaluation on the same seeds.
-        knockout_episodes: how many of each task's episodes a knock-out plays; None for all.
+        sensors_off: sensors to switch off, likewise each in an evaluation of its own; "front+wrist" is both at once.
+        knockout_episodes: how many of each task's episodes a knock-out or a missing sensor gets; None for all.
         environment_options: override those that the checkpoint was trained with.
         policy_factory: ``(checkpoint, device) -> Policy``; a picklable function when ``workers`` > 1.
         progress: called after each episode.
@@ -92,21 +94,31 @@ def evaluate(
     ]
     paired = episodes if knockout_episodes is None else min(knockout_episodes, episodes)
     again = [job for job in jobs if job.seed < seed + paired]
-    passes = {"": jobs, **{role: [replace(job, knockout=role) for job in again] for role in knockouts}}
+    without_experts = {role: [replace(job, knockout=role) for job in again] for role in knockouts}
+    without_sensors = {names: [replace(job, sensors_off=names) for job in again] for names in sensors_off}
     actor = Actor(cast, jobs[0])  # also with many workers: what does not fit is said before they start
     try:
         _check_knockouts(knockouts, actor.roles)
+        check_sensors(sensors_off, actor.policy)
         setup = replace(setup, environment_facts=_facts(actor.env))
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(out, _identity(setup)))
             _remove_old_report(out)
             players = Solo(actor) if workers == 1 else stack.enter_context(Crew(cast, jobs[0], workers))
-            for wanted in passes.values():
+            for wanted in (jobs, *without_experts.values(), *without_sensors.values()):
                 _fill(journal, players, wanted, progress)
-            done = {role: tuple(journal.episodes[job] for job in wanted) for role, wanted in passes.items()}
-            plain = done.pop("")
-            videos = _film(players, plain, video, out / "videos")
-            results = Results(setup, out, plain, done, videos)
+
+            def played(wanted: Sequence[Job]) -> tuple[Episode, ...]:
+                return tuple(journal.episodes[job] for job in wanted)
+
+            results = Results(
+                setup,
+                out,
+                played(jobs),
+                {role: played(wanted) for role, wanted in without_experts.items()},
+                {names: played(wanted) for names, wanted in without_sensors.items()},
+                _film(players, played(jobs), video, out / "videos"),
+            )
             write_report(results)
             journal.finish()
     finally:
@@ -212,6 +224,17 @@ def _check_knockouts(knockouts: Sequence[str], roles: Sequence[str] | None) -> N
     for role in knockouts:
         if role not in (roles or ()):
             raise unknown("expert role", role, roles or ())
+
+
+def check_sensors(combinations: Sequence[str], policy: Any) -> None:
+    """Refuse sensors that ``policy`` cannot switch off, in its own words; all are on again afterwards."""
+    if combinations and not isinstance(policy, SensorSwitches):
+        raise UserError(
+            f"sensors cannot be switched off: {type(policy).__name__} has no disable_sensors; leave --sensors-off away"
+        )
+    for names in combinations:
+        policy.disable_sensors(sensor_names(names))
+        policy.disable_sensors(())
 
 
 def _identity(setup: Setup) -> dict[str, Any]:
