@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from moe_robot.cli.compare_entries import Entry
-    from moe_robot.cli.compare_run import Planned, Stage, Trial
+    from moe_robot.cli.compare_plan import Planned, Trial
+    from moe_robot.cli.compare_run import Stage
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Options:
 def run(options: Options) -> int:
     """Do the runs that are missing, measure speed, print the tables."""
     from moe_robot.cli.compare_entries import parse_checkpoints, parse_entries
+    from moe_robot.cli.compare_plan import planned, share
 
     entries = [*parse_entries(options.entries, options.sweep), *parse_checkpoints(options.load)]
     if options.only_table:
@@ -119,10 +121,12 @@ def _check(options: Options, entries: Sequence[Entry]) -> None:
 
 def make_trial(options: Options) -> Trial:
     """What all runs share, read from the demonstrations, or from the first checkpoint when there are none."""
-    from moe_robot.cli.compare_run import Trial, read_json
+    from moe_robot.cli.compare_plan import Trial, read_json
     from moe_robot.cli.eval import listed
     from moe_robot.data.layout import read_info
     from moe_robot.data.loader import open_dataset
+    from moe_robot.evaluation.checks import check_instructions
+    from moe_robot.evaluation.episode import SHUFFLED
     from moe_robot.registry import checkpoint_directory, environment_id, make_environment, select_tasks
 
     if options.data is not None:
@@ -140,6 +144,8 @@ def make_trial(options: Options) -> Trial:
     env = make_environment(origin["environment"], **made_with)
     try:
         tasks = select_tasks(env, options.tasks or ",".join(origin.get("tasks") or ("all",)))
+        if options.shuffled:
+            check_instructions(env, origin["environment"], SHUFFLED, tasks)
     finally:
         env.close()
     most = options.episodes
@@ -164,39 +170,12 @@ def make_trial(options: Options) -> Trial:
     )
 
 
-def planned(entries: Sequence[Entry], seeds: Sequence[int], trial: Trial) -> list[Planned]:
-    """All runs, seed by seed, so that an unfinished comparison has seen every entry. A checkpoint has its own seed."""
-    from moe_robot.cli.compare_run import Planned, read_json
-    from moe_robot.registry import checkpoint_directory
-
-    runs = [Planned(entry, seed, trial) for seed in seeds for entry in entries if entry.checkpoint is None]
-    for entry in entries:
-        if entry.checkpoint is not None:
-            record = checkpoint_directory(entry.checkpoint) / "train.json"
-            runs.append(Planned(entry, read_json(record).get("seed", 0) if record.is_file() else 0, trial))
-    names = [one.name for one in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"there are two runs {name}: give the checkpoint another label")
-    return runs
-
-
-def share(runs: Sequence[Planned], shard: str | None) -> Sequence[Planned]:
-    """The runs of shard ``I/N``, out of all runs, finished or not: so shards never meet, whenever they start."""
-    if shard is None:
-        return runs
-    first, slash, step = shard.partition("/")
-    if not (slash and first.isdecimal() and step.isdecimal() and int(first) < int(step)):
-        raise UserError(f"--shard {shard!r}: expected I/N with I from 0 to N - 1, for example 0/2 and 1/2")
-    return runs[int(first) :: int(step)]
-
-
 def _rehearse(runs: Sequence[Planned], trial: Trial) -> None:
     """Make every policy once: what is wrong with an entry is said before hours of training, not after."""
     from moe_robot.cli.compare_speed import fresh
-    from moe_robot.evaluation.rollout import check_sensors
+    from moe_robot.evaluation.checks import check_sensors
 
-    policies = [fresh(entry, trial, 0) for entry in {run.entry.label: run.entry for run in runs}.values()]
+    policies = [fresh(entry, trial) for entry in {run.entry.label: run.entry for run in runs}.values()]
     for names in trial.sensors_off:
         _refuse_what_none_can(policies, lambda policy, names=names: check_sensors([names], policy))
     for role in trial.knockouts:
@@ -252,7 +231,7 @@ def _shown(bar: Progress, run: str) -> Stage:
 def _show(options: Options, paths: Sequence[Path], labels: Sequence[str], speed: dict[str, Any] | None = None) -> int:
     from rich.console import Console
 
-    from moe_robot.cli.compare_run import read_json
+    from moe_robot.cli.compare_plan import read_json
     from moe_robot.cli.compare_speed import stored_speed
     from moe_robot.evaluation.compare import Run, compare
     from moe_robot.evaluation.compare_table import grids, markdown, print_grids

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from moe_robot.cli.compare_entries import Entry
-from moe_robot.cli.compare_run import Trial, preset_class, read_json, settings
+from moe_robot.cli.compare_plan import Trial, preset_class, read_json, settings
 from moe_robot.evaluation.journal import sha256, write_atomically
 from moe_robot.evaluation.report import machine
 from moe_robot.evaluation.results import versions
 from moe_robot.registry import checkpoint_directory, load_policy, make_environment, parse_options
+from moe_robot.types import UserError
 
 
 def speed_of(entries: Sequence[Entry], trial: Trial, seconds: float) -> dict[str, Any]:
@@ -67,39 +69,49 @@ def _measure(entries: Sequence[Entry], trial: Trial, seconds: float) -> dict[str
         observations = observations_of(env)
     finally:
         env.close()
-    policies = {entry.label: fresh(entry, trial, 0).to(device) for entry in entries}
+    policies = {entry.label: fresh(entry, trial) for entry in entries}
+    trained: dict[str, Any] = {label: p.to(device) for label, p in policies.items() if isinstance(p, torch.nn.Module)}
     torch.set_num_threads(1)
     one = alternate({label: Act(policy, observations[0]) for label, policy in policies.items()}, seconds)
-    many = alternate({label: ActBatched(p, p.features, observations) for label, p in policies.items()}, seconds)
-    step = alternate({label: Learn(p, p.features, observations) for label, p in policies.items()}, seconds)
-    return {
-        label: {
+    many = alternate({label: ActBatched(p, p.features, observations) for label, p in trained.items()}, seconds)
+    step = alternate({label: Learn(p, p.features, observations) for label, p in trained.items()}, seconds)
+    measured: dict[str, Any] = {}
+    for label in policies:
+        measured[label] = {
             "chunk_cpu_ms": {"p50": _ms(one[label].cpu), "p95": _ms(one[label].cpu_p95)},
             "chunk_wall_ms": {"p50": _ms(one[label].wall), "p95": _ms(one[label].wall_p95)},
-            "chunks_per_second": round(BATCH / many[label].wall, 1),
-            "chunks_per_cpu_second": round(BATCH / many[label].cpu, 1),
-            "training_samples_per_second": round(BATCH / step[label].wall, 1),
-            "training_samples_per_cpu_second": round(BATCH / step[label].cpu, 1),
-            "calls": {"chunk": one[label].calls, "batch": many[label].calls, "step": step[label].calls},
+            "calls": one[label].calls,
         }
-        for label in policies
-    }
+        for name, times in (("chunks", many), ("training_samples", step)):  # a stranger's policy may only act
+            found = times.get(label)
+            measured[label][f"{name}_per_second"] = found and round(BATCH / found.wall, 1)
+            measured[label][f"{name}_per_cpu_second"] = found and round(BATCH / found.cpu, 1)
+    return measured
 
 
-def fresh(entry: Entry, trial: Trial, seed: int) -> Any:
-    """The entry's policy before training (or as it is in its checkpoint): bad settings are refused here."""
-    import torch
+def fresh(entry: Entry, trial: Trial) -> Any:
+    """The entry's policy before training, or as it is in its checkpoint.
 
-    from moe_robot.data.loader import open_dataset
-
+    Raises:
+        UserError: settings that make no policy.
+    """
     if entry.checkpoint is not None:
         return load_policy(entry.checkpoint)
     assert trial.data is not None
     given = parse_options(entry.config)
     policy_class = preset_class(entry.preset)
-    torch.manual_seed(seed)
-    dataset = open_dataset(trial.data, policy_class.preset_horizon(entry.preset, **given), tasks=trial.tasks)
-    return policy_class.from_preset(entry.preset, dataset.features, dataset.statistics, dataset.tasks, **given)
+    dataset = _demonstrations(trial.data, trial.tasks)
+    try:
+        return policy_class.from_preset(entry.preset, dataset.features, dataset.statistics, dataset.tasks, **given)
+    except (TypeError, ValueError) as error:  # torch's word for a setting of the wrong kind
+        raise UserError(f"entry {entry.label} makes no policy of its settings {given}: {error}") from error
+
+
+@cache
+def _demonstrations(data: Path, tasks: tuple[str, ...]) -> Any:
+    from moe_robot.data.loader import open_dataset
+
+    return open_dataset(data, 1, tasks=tasks)  # features and statistics are the same for every horizon
 
 
 def _ms(seconds: float) -> float:

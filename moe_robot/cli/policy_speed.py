@@ -19,6 +19,7 @@ from moe_robot.types import (
     IMAGE_PREFIX,
     STATE,
     TASK,
+    TASK_NAME,
     Features,
     FeatureStatistics,
     Observation,
@@ -76,8 +77,10 @@ class Learn:
         from moe_robot.training.optimise import AveragedWeights, make_optimiser
 
         rng, horizon = np.random.default_rng(0), policy.config.chunk
+        names = getattr(policy.config, "task_names", ())
         self.batch = {
             **batch_of(features, observations),
+            **({TASK_NAME: [names[i % len(names)] for i in range(BATCH)]} if names else {}),
             ENVIRONMENT_STATE: rng.normal(size=(BATCH, len(features.environment_names))).astype(np.float32),
             ACTION: rng.normal(size=(BATCH, horizon, len(features.action_names))).astype(np.float32),
             ACTION_IS_PAD: np.zeros((BATCH, horizon), bool),
@@ -117,7 +120,7 @@ def alternate(calls: Mapping[str, Callable[[], None]], seconds: float) -> dict[s
     for call in calls.values():
         for _ in range(2):
             call()
-    while min(sum(cpu for cpu, _ in rows) for rows in times.values()) < seconds:
+    while min((sum(cpu for cpu, _ in rows) for rows in times.values()), default=seconds) < seconds:
         for name, call in calls.items():
             cpu, wall = time.process_time(), time.perf_counter()
             call()

@@ -44,7 +44,7 @@ class Run:
         eval_seed: of the first episode of every task.
         outcomes: of the whole policy.
         ablations: what was switched off -> outcomes on the first of the same episodes.
-        samples: trained on, or None where the checkpoint does not tell.
+        samples: trained on, or None where the checkpoint does not tell; likewise ``parameters``.
         cost: of one action chunk, or None for a policy that does not tell.
     """
 
@@ -55,6 +55,7 @@ class Run:
     outcomes: Outcomes
     ablations: Mapping[str, Outcomes]
     samples: int | None
+    parameters: int | None
     cost: Cost | None
 
     @classmethod
@@ -75,6 +76,7 @@ class Run:
             outcomes=result["outcomes"],
             ablations=result["ablations"],
             samples=result["training"].get("samples"),
+            parameters=result["training"].get("parameters"),
             cost=cost and Cost(cost["total_parameters"], cost["active_parameters"], cost["flops"]),
         )
 
@@ -109,6 +111,7 @@ class Row:
         tasks: success by task.
         against: the difference to the baseline; None for the baseline itself, or where no training seed is shared.
         samples: trained on, mean over seeds.
+        parameters: as the training counted them, also where ``cost`` is not told.
     """
 
     label: str
@@ -119,6 +122,7 @@ class Row:
     tasks: Mapping[str, Rate]
     against: Difference | None
     samples: float | None
+    parameters: int | None
     cost: Cost | None
 
     @property
@@ -207,6 +211,7 @@ def _row(label: str, runs: Mapping[int, Run], against: Difference | None) -> Row
         tasks={task: _rate({task: run.outcomes[task]} for run in everything) for task in everything[0].outcomes},
         against=against,
         samples=sum(samples) / len(samples) if samples else None,
+        parameters=everything[0].parameters,
         cost=everything[0].cost,
     )
 

@@ -65,24 +65,24 @@ def _cost(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]]) -> Gri
 
 def _cost_row(row: Row, speed: Mapping[str, Any] | None) -> tuple[str, ...]:
     cost = row.cost
-    told = (
-        (f"{cost.total_parameters:,}", f"{cost.active_parameters:,}", f"{cost.total_flops / 1e6:.1f}")
-        if cost
-        else (NONE,) * 3
-    )
-    samples = NONE if row.samples is None else f"{row.samples:,.0f}"
-    if speed is None:
-        return (row.label, *told, samples, *(NONE,) * 5)
+    chunk: Mapping[str, Mapping[str, float]] = speed or {"chunk_wall_ms": {}, "chunk_cpu_ms": {}}
+    rates: Mapping[str, float | None] = speed or {}
     return (
         row.label,
-        *told,
-        samples,
-        f"{speed['training_samples_per_second']:.0f}",
-        f"{speed['chunk_wall_ms']['p50']:.2f}",
-        f"{speed['chunk_wall_ms']['p95']:.2f}",
-        f"{speed['chunk_cpu_ms']['p50']:.2f}",
-        f"{speed['chunks_per_second']:.0f}",
+        _number(cost.total_parameters if cost else row.parameters, ",.0f"),
+        _number(cost and cost.active_parameters, ",.0f"),
+        _number(cost and cost.total_flops / 1e6, ".1f"),
+        _number(row.samples, ",.0f"),
+        _number(rates.get("training_samples_per_second"), ".0f"),
+        _number(chunk["chunk_wall_ms"].get("p50"), ".2f"),
+        _number(chunk["chunk_wall_ms"].get("p95"), ".2f"),
+        _number(chunk["chunk_cpu_ms"].get("p50"), ".2f"),
+        _number(rates.get("chunks_per_second"), ".0f"),
     )
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
 
 
 def _ablations(comparison: Comparison) -> Grid:

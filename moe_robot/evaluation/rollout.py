@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task, sensor_names
+from moe_robot.evaluation.checks import check_counts, check_instructions, check_knockouts, check_sensors
+from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task
 from moe_robot.evaluation.journal import COMPLETE, Journal, sha256, writing
 from moe_robot.evaluation.results import Results, Setup, versions
 from moe_robot.evaluation.workers import Crew, Players, Solo, Take
@@ -21,9 +22,8 @@ from moe_robot.registry import (
     load_policy,
     make_environment,
     select_tasks,
-    unknown,
 )
-from moe_robot.types import Policy, SensorSwitches, UserError
+from moe_robot.types import Policy, UserError
 
 SEEDS_FROM = 100_000  # seeds below are for collecting, training and tuning; reported ones never choose anything
 
@@ -78,7 +78,7 @@ def evaluate(
     """
     from moe_robot.evaluation.report import write_report  # draws, so it loads cv2
 
-    _check_counts(
+    check_counts(
         episodes=episodes, workers=workers, knockout_episodes=1 if knockout_episodes is None else knockout_episodes
     )
     os.environ.setdefault("LP_NUM_THREADS", "0")  # llvmpipe's own threads only get in each other's way at 96 px
@@ -98,7 +98,7 @@ def evaluate(
     without_sensors = {names: [replace(job, sensors_off=names) for job in again] for names in sensors_off}
     actor = Actor(cast, jobs[0])  # also with many workers: what does not fit is said before they start
     try:
-        _check_knockouts(knockouts, actor.roles)
+        check_knockouts(knockouts, actor.roles)
         check_sensors(sensors_off, actor.policy)
         setup = replace(setup, environment_facts=_facts(actor.env))
         with ExitStack() as stack:
@@ -124,12 +124,6 @@ def evaluate(
     finally:
         actor.close()
     return results
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"--{name} is {count}: expected at least 1")
 
 
 def _setup(
@@ -160,7 +154,7 @@ def _setup(
     env = make_environment(env_id, **made_with)
     try:
         chosen = select_tasks(env, tasks)
-        _check_instructions(env, env_id, instructions, chosen)
+        check_instructions(env, env_id, instructions, chosen)
     finally:
         env.close()
     return Setup(
@@ -187,15 +181,6 @@ def _json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no JSON: {error}") from error
 
 
-def _check_instructions(env: Any, env_id: str, instructions: str, tasks: Sequence[str]) -> None:
-    sets: Sequence[str] = getattr(env.unwrapped, "instruction_sets", ())
-    choices = [*dict.fromkeys([*sets, SHUFFLED])] if sets else ["seen"]
-    if instructions not in choices:
-        raise unknown(f"instruction set of {env_id}", instructions, choices)
-    if instructions == SHUFFLED and len(tasks) < 2:
-        raise UserError("shuffled instructions need at least two tasks, so that the sentence can name another one")
-
-
 def _facts(env: Any) -> dict[str, Any]:
     """What the environment tells of itself; a stranger's may tell nothing but its rate."""
     inner = env.unwrapped
@@ -216,25 +201,6 @@ def _device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device} is not here: torch {torch.__version__} sees no GPU; use --device cpu or auto")
     return device
-
-
-def _check_knockouts(knockouts: Sequence[str], roles: Sequence[str] | None) -> None:
-    if knockouts and roles is None:
-        raise UserError("this policy has no gate, so there are no experts to knock out: leave --knockout away")
-    for role in knockouts:
-        if role not in (roles or ()):
-            raise unknown("expert role", role, roles or ())
-
-
-def check_sensors(combinations: Sequence[str], policy: Any) -> None:
-    """Refuse sensors that ``policy`` cannot switch off, in its own words; all are on again afterwards."""
-    if combinations and not isinstance(policy, SensorSwitches):
-        raise UserError(
-            f"sensors cannot be switched off: {type(policy).__name__} has no disable_sensors; leave --sensors-off away"
-        )
-    for names in combinations:
-        policy.disable_sensors(sensor_names(names))
-        policy.disable_sensors(())
 
 
 def _identity(setup: Setup) -> dict[str, Any]:
