@@ -241,6 +241,53 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class SensorSwitches(Protocol):
+    """What a policy has whose sensors can be switched off; a policy without it can do all else."""
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """What can be switched off: each camera by its name, then "arm", "grasp", "language" where there are such."""
+        ...
+
+    def disable_sensors(self, names: Sequence[str]) -> None:
+        """Treat these sensors as absent from now on: their tokens and experts are masked. None switches all on.
+
+        Raises:
+            UserError: an unknown name, or nothing left to sense with.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one new action chunk for one observation costs.
+
+    Attributes:
+        total_parameters: all weights.
+        active_parameters: the weights that one chunk's tokens meet, with K of the experts for each.
+        flops: floating point operations by part: "stems", "attention", "gate", "experts", "head".
+    """
+
+    total_parameters: int
+    active_parameters: int
+    flops: Mapping[str, int]
+
+    @property
+    def total_flops(self) -> int:
+        """Of all parts together."""
+        return sum(self.flops.values())
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """What a policy has that can tell its cost."""
+
+    def cost(self) -> Cost:
+        """Parameters and floating point operations of one new action chunk."""
+        ...
+
+
+@runtime_checkable
 class Expert(Protocol):
     """A scripted teacher of one task, from ``env.unwrapped.make_expert(task)``.
 

@@ -28,6 +28,7 @@ VERBS = {
     "collect": "record demonstrations of scripted experts",
     "train": "train a policy on demonstrations",
     "eval": "roll a policy out and report success with intervals",
+    "compare": "train or load several policies on the same data and seeds, and put them side by side",
     "bench": "measure speed and memory of rendering, environment and policy",
 }
 

@@ -117,11 +117,11 @@ def _collect(options: Options) -> int:
 
 def _train(options: Options) -> int:
     folder = options.out / "policy"
-    if _is_trained(folder):
-        print(f"trained already: {folder / 'checkpoint'}")
-        return 0
     from moe_robot.cli import train
 
+    if train.is_trained(folder):
+        print(f"trained already: {folder / 'checkpoint'}")
+        return 0
     return train.run(
         train.Options(
             data=options.out / "demonstrations",
@@ -134,12 +134,6 @@ def _train(options: Options) -> int:
             resume=(folder / "state.pt").exists(),
         )
     )
-
-
-def _is_trained(folder: Path) -> bool:
-    """Whether training came to its end; its record then says so."""
-    record = folder / "checkpoint" / "train.json"
-    return record.is_file() and json.loads(record.read_text())["complete"]
 
 
 def _has_gate(folder: Path) -> bool:

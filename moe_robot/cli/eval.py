@@ -40,14 +40,22 @@ class Options:
     """How many episodes of each task to film, failures first."""
     knockout: str = ""
     """Expert roles, with commas between: the same episodes again without each of them."""
+    sensors_off: str = ""
+    """Sensors, with commas between: the same episodes again without each of them, for example front,wrist,arm,grasp or
+    language; front+wrist is both at once."""
     knockout_episodes: int | None = None
-    """Episodes per task for each knock-out, the first ones of the evaluation; all by default."""
+    """Episodes per task for each knock-out and missing sensor, the first ones of the evaluation; all by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Override options that the checkpoint was trained with, for example objects=all size=128."""
     json: bool = False
     """Print report.json to standard output in place of the table."""
+
+
+def listed(names: str) -> list[str]:
+    """``"front, wrist"`` -> ``["front", "wrist"]``."""
+    return [name for name in map(str.strip, names.split(",")) if name]
 
 
 def run(options: Options) -> int:
@@ -65,12 +73,14 @@ def run(options: Options) -> int:
         rows: dict[str, Any] = {}
 
         def count(episode: Episode, done: int, total: int) -> None:
-            role = episode.job.knockout
-            if role not in rows:
-                rows[role] = bar.add_task(f"without {role}" if role else "episodes", total=total, rate="")
-            seen = outcomes.setdefault(role, [])
+            job = episode.job
+            experts = f"without {job.knockout} experts" if job.knockout else ""
+            name = experts or (f"without {job.sensors_off}" if job.sensors_off else "episodes")
+            if name not in rows:
+                rows[name] = bar.add_task(name, total=total, rate="")
+            seen = outcomes.setdefault(name, [])
             seen.append(episode.success)
-            bar.update(rows[role], completed=done, rate=f"{done}/{total}  success {Rate.of(seen)}")
+            bar.update(rows[name], completed=done, rate=f"{done}/{total}  success {Rate.of(seen)}")
 
         evaluate(
             options.checkpoint,
@@ -83,7 +93,8 @@ def run(options: Options) -> int:
             workers=options.workers,
             device=options.device,
             video=options.video,
-            knockouts=[role for role in map(str.strip, options.knockout.split(",")) if role],
+            knockouts=listed(options.knockout),
+            sensors_off=listed(options.sensors_off),
             knockout_episodes=options.knockout_episodes,
             environment_options=parse_options(options.env_options),
             progress=count,

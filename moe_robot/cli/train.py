@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 from moe_robot.training.config import TrainConfig
 
@@ -33,7 +35,7 @@ def run(options: TrainConfig) -> int:
         bar.update(task, completed=now.fraction, step=now.step, loss=now.loss, rate=now.samples_per_second)
 
     try:
-        record = train(_with_tasks_named(options), show)
+        record = train(with_tasks_named(options), show)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the state is kept in {options.out}, --resume goes on from there") from None
     finally:
@@ -45,7 +47,13 @@ def run(options: TrainConfig) -> int:
     return 0
 
 
-def _with_tasks_named(options: TrainConfig) -> TrainConfig:
+def is_trained(run: Path) -> bool:
+    """Whether training in this folder came to its end; its record then says so."""
+    record = run / "checkpoint" / "train.json"
+    return record.is_file() and json.loads(record.read_text())["complete"]
+
+
+def with_tasks_named(options: TrainConfig) -> TrainConfig:
     """The same options with groups of tasks spelled out, as the environment of the demonstrations knows them."""
     from moe_robot.data.layout import read_info
     from moe_robot.registry import make_environment, select_tasks

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe_robot.registry import environment_features, load_policy, make_environment
-from moe_robot.types import Observation, Policy, Routing, UserError
+from moe_robot.types import Observation, Policy, Routing, SensorSwitches, UserError
 
 SHUFFLED = "shuffled"
 
@@ -22,13 +22,15 @@ class Job:
     """What decides an episode: task, seed, and for the shuffled test the task that the sentence names.
 
     Attributes:
-        knockout: the expert role that is switched off, or "" for the whole policy.
+        knockout: the expert role that is switched off, or "" for all on.
+        sensors_off: the sensors that are switched off, joined by "+", or "" for all on.
     """
 
     task: str
     seed: int
     named_task: str | None = None
     knockout: str = ""
+    sensors_off: str = ""
 
     @property
     def name(self) -> str:
@@ -99,6 +101,11 @@ def named_task(task: str, seed: int, tasks: Sequence[str]) -> str:
     return others[int(np.random.default_rng([seed, zlib.crc32(task.encode())]).integers(len(others)))]
 
 
+def sensor_names(joined: str) -> tuple[str, ...]:
+    """``"front+wrist"`` -> ``("front", "wrist")``; nothing from nothing."""
+    return tuple(joined.split("+")) if joined else ()
+
+
 class Actor:
     """A policy and an environment in one process, ready to run jobs.
 
@@ -164,6 +171,8 @@ class Actor:
 
         policy = self.policy
         policy.disable_experts((job.knockout,) if job.knockout else ())
+        if isinstance(policy, SensorSwitches):
+            policy.disable_sensors(sensor_names(job.sensors_off))
         torch.manual_seed(job.seed)  # for heads that sample; a seeded episode is the same in any process
         observation, sentence = self._reset(job)
         policy.reset()

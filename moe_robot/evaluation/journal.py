@@ -135,7 +135,7 @@ def episode_to_json(episode: Episode) -> dict[str, Any]:
 def episode_from_json(data: Mapping[str, Any]) -> Episode:
     """The inverse of :func:`episode_to_json`."""
     rest = dict(data)
-    job = Job(**{name: rest.pop(name) for name in Job.__dataclass_fields__})
+    job = Job(**{name: rest.pop(name) for name in Job.__dataclass_fields__ if name in rest})
     routing = rest.pop("routing")
     if routing is not None:
         routing = Routing(

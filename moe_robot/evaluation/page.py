@@ -44,6 +44,7 @@ def page(report: Mapping[str, Any]) -> str:
             _tasks(report),
             _routing(report),
             _knockouts(report),
+            _sensors_off(report),
             _videos(report),
             _latency(report),
             _setup(report),
@@ -159,31 +160,47 @@ def _routing(report: Mapping[str, Any]) -> str:
 def _knockouts(report: Mapping[str, Any]) -> str:
     if not report["knockouts"]:
         return ""
-    whole = report["overall"]
+    rows = {f"without {role} experts": row for role, row in report["knockouts"].items()}
+    return f"""<section>
+<h2>With experts switched off</h2>
+{_ablations(report["overall"], "all experts on", rows)}
+<p class="note">The same tasks and seeds again with all experts of one role off. The change is paired, episode by
+episode, with a 95 % bootstrap interval stratified by task.</p>
+</section>"""
+
+
+def _sensors_off(report: Mapping[str, Any]) -> str:
+    if not report["sensors_off"]:
+        return ""
+    rows = {f"without {names.replace('+', ' and ')}": row for names, row in report["sensors_off"].items()}
+    return f"""<section>
+<h2>With sensors switched off</h2>
+{_ablations(report["overall"], "all sensors on", rows)}
+<p class="note">The same tasks and seeds again; the policy treats these sensors as absent. The change is paired, as for
+experts.</p>
+</section>"""
+
+
+def _ablations(whole: Mapping[str, Any], all_on: str, without: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         (
-            "all experts on",
+            all_on,
             rate_cells(whole["success_rate"], whole["ci95"])
             + cell("episodes", whole["episodes"])
             + '<td class="n empty"></td>',
         )
     ]
-    for role, row in report["knockouts"].items():
+    for name, row in without.items():
         low, high = (points(-bound) for bound in reversed(row["difference_ci95"]))
         rows.append(
             (
-                f"without {role} experts",
+                name,
                 rate_cells(row["success_rate"], row["ci95"])
                 + cell("episodes", row["episodes"])
                 + cell("change", f"{points(-row['difference'])} points <small>{low} to {high}</small>"),
             )
         )
-    return f"""<section>
-<h2>With experts switched off</h2>
-{table("tasks knock", ["", "", "success, 95 % interval", "episodes", "change, paired"], rows)}
-<p class="note">The same tasks and seeds again with all experts of one role off. The change is paired, episode by
-episode, with a 95 % bootstrap interval stratified by task.</p>
-</section>"""
+    return table("tasks knock", ["", "", "success, 95 % interval", "episodes", "change, paired"], rows)
 
 
 def _videos(report: Mapping[str, Any]) -> str:

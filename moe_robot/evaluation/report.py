@@ -17,7 +17,7 @@ from moe_robot.evaluation.page import page
 from moe_robot.evaluation.results import Results, versions
 from moe_robot.evaluation.statistics import Rate, paired_difference, quantiles
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def write_report(results: Results) -> dict[str, Any]:
@@ -29,11 +29,12 @@ def write_report(results: Results) -> dict[str, Any]:
 
 
 def report_json(results: Results) -> dict[str, Any]:
-    """The report as a plain dict, schema 1. Every ``success_rate`` stands beside its Wilson ``ci95``.
+    """The report as a plain dict, schema 2. Every ``success_rate`` stands beside its Wilson ``ci95``.
 
     ``tasks[name]["outcomes"]`` is aligned with its ``seeds``, so that two reports on the same seeds can be compared
     pair by pair. ``latency_ms`` is of the calls in which the network ran; ``control_step_ms`` of whole control steps,
-    policy and simulation. A knock-out's ``difference`` is the whole policy's rate minus that without the role.
+    policy and simulation. The ``difference`` of a row of ``knockouts`` or ``sensors_off`` is the whole policy's rate
+    minus that without these experts or sensors. Schema 1 had no ``sensors_off``.
     """
     setup, episodes = results.setup, results.episodes
     routings = [episode.routing for episode in episodes if episode.routing is not None]
@@ -57,7 +58,8 @@ def report_json(results: Results) -> dict[str, Any]:
         "latency_ms": quantiles([ms for episode in episodes for ms in episode.latency_ms]),
         "control_step_ms": quantiles([ms for episode in episodes for ms in episode.step_ms]),
         "routing": reduce(add, routings).share() if routings else None,
-        "knockouts": {role: _knockout(episodes, without) for role, without in results.knockouts.items()},
+        "knockouts": {role: _without(episodes, without) for role, without in results.knockouts.items()},
+        "sensors_off": {names: _without(episodes, without) for names, without in results.sensors_off.items()},
         "training": dict(setup.training),
         "machine": machine(setup.device, setup.workers),
         "videos": [
@@ -95,7 +97,7 @@ def _summary(episodes: Sequence[Episode]) -> dict[str, Any]:
     return summary
 
 
-def _knockout(whole: Sequence[Episode], without: Sequence[Episode]) -> dict[str, Any]:
+def _without(whole: Sequence[Episode], without: Sequence[Episode]) -> dict[str, Any]:
     rate = Rate.of([episode.success for episode in without])
     played = {(episode.job.task, episode.job.seed) for episode in without}
     same = [episode for episode in whole if (episode.job.task, episode.job.seed) in played]  # in the same order

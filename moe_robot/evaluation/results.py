@@ -39,10 +39,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Results:
-    """Every episode of an evaluation, by task and then seed; the same jobs again under each knock-out.
+    """Every episode of an evaluation, by task and then seed; the first of them again with parts switched off.
 
     Attributes:
         out: the folder of the report.
+        knockouts: expert role -> the episodes without its experts.
+        sensors_off: sensors, joined by "+" -> the episodes without them.
         videos: file names in ``out/videos`` without ending (``.mp4`` and the strip ``.png``) -> their episode.
     """
 
@@ -50,6 +52,7 @@ class Results:
     out: Path
     episodes: tuple[Episode, ...]
     knockouts: Mapping[str, tuple[Episode, ...]]
+    sensors_off: Mapping[str, tuple[Episode, ...]]
     videos: Mapping[str, Episode]
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moe_robot.evaluation.checks import check_counts, check_instructions, check_knockouts, check_sensors
 from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task
 from moe_robot.evaluation.journal import COMPLETE, Journal, sha256, writing
 from moe_robot.evaluation.results import Results, Setup, versions
@@ -21,7 +22,6 @@ from moe_robot.registry import (
     load_policy,
     make_environment,
     select_tasks,
-    unknown,
 )
 from moe_robot.types import Policy, UserError
 
@@ -44,6 +44,7 @@ def evaluate(
     device: str = "auto",
     video: int = 0,
     knockouts: Sequence[str] = (),
+    sensors_off: Sequence[str] = (),
     knockout_episodes: int | None = None,
     environment_options: Mapping[str, Any] | None = None,
     policy_factory: Callable[[Path, str], Policy] = load_policy,
@@ -66,7 +67,8 @@ def evaluate(
         device: "auto", "cpu" or "cuda".
         video: how many episodes of each task to film, failures first.
         knockouts: expert roles to switch off, each in a paired evaluation on the same seeds.
-        knockout_episodes: how many of each task's episodes a knock-out plays; None for all.
+        sensors_off: sensors to switch off, likewise each in an evaluation of its own; "front+wrist" is both at once.
+        knockout_episodes: how many of each task's episodes a knock-out or a missing sensor gets; None for all.
         environment_options: override those that the checkpoint was trained with.
         policy_factory: ``(checkpoint, device) -> Policy``; a picklable function when ``workers`` > 1.
         progress: called after each episode.
@@ -76,7 +78,7 @@ def evaluate(
     """
     from moe_robot.evaluation.report import write_report  # draws, so it loads cv2
 
-    _check_counts(
+    check_counts(
         episodes=episodes, workers=workers, knockout_episodes=1 if knockout_episodes is None else knockout_episodes
     )
     os.environ.setdefault("LP_NUM_THREADS", "0")  # llvmpipe's own threads only get in each other's way at 96 px
@@ -92,32 +94,36 @@ def evaluate(
     ]
     paired = episodes if knockout_episodes is None else min(knockout_episodes, episodes)
     again = [job for job in jobs if job.seed < seed + paired]
-    passes = {"": jobs, **{role: [replace(job, knockout=role) for job in again] for role in knockouts}}
+    without_experts = {role: [replace(job, knockout=role) for job in again] for role in knockouts}
+    without_sensors = {names: [replace(job, sensors_off=names) for job in again] for names in sensors_off}
     actor = Actor(cast, jobs[0])  # also with many workers: what does not fit is said before they start
     try:
-        _check_knockouts(knockouts, actor.roles)
+        check_knockouts(knockouts, actor.roles)
+        check_sensors(sensors_off, actor.policy)
         setup = replace(setup, environment_facts=_facts(actor.env))
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(out, _identity(setup)))
             _remove_old_report(out)
             players = Solo(actor) if workers == 1 else stack.enter_context(Crew(cast, jobs[0], workers))
-            for wanted in passes.values():
+            for wanted in (jobs, *without_experts.values(), *without_sensors.values()):
                 _fill(journal, players, wanted, progress)
-            done = {role: tuple(journal.episodes[job] for job in wanted) for role, wanted in passes.items()}
-            plain = done.pop("")
-            videos = _film(players, plain, video, out / "videos")
-            results = Results(setup, out, plain, done, videos)
+
+            def played(wanted: Sequence[Job]) -> tuple[Episode, ...]:
+                return tuple(journal.episodes[job] for job in wanted)
+
+            results = Results(
+                setup,
+                out,
+                played(jobs),
+                {role: played(wanted) for role, wanted in without_experts.items()},
+                {names: played(wanted) for names, wanted in without_sensors.items()},
+                _film(players, played(jobs), video, out / "videos"),
+            )
             write_report(results)
             journal.finish()
     finally:
         actor.close()
     return results
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"--{name} is {count}: expected at least 1")
 
 
 def _setup(
@@ -148,7 +154,7 @@ def _setup(
     env = make_environment(env_id, **made_with)
     try:
         chosen = select_tasks(env, tasks)
-        _check_instructions(env, env_id, instructions, chosen)
+        check_instructions(env, env_id, instructions, chosen)
     finally:
         env.close()
     return Setup(
@@ -175,15 +181,6 @@ def _json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no JSON: {error}") from error
 
 
-def _check_instructions(env: Any, env_id: str, instructions: str, tasks: Sequence[str]) -> None:
-    sets: Sequence[str] = getattr(env.unwrapped, "instruction_sets", ())
-    choices = [*dict.fromkeys([*sets, SHUFFLED])] if sets else ["seen"]
-    if instructions not in choices:
-        raise unknown(f"instruction set of {env_id}", instructions, choices)
-    if instructions == SHUFFLED and len(tasks) < 2:
-        raise UserError("shuffled instructions need at least two tasks, so that the sentence can name another one")
-
-
 def _facts(env: Any) -> dict[str, Any]:
     """What the environment tells of itself; a stranger's may tell nothing but its rate."""
     inner = env.unwrapped
@@ -204,14 +201,6 @@ def _device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device} is not here: torch {torch.__version__} sees no GPU; use --device cpu or auto")
     return device
-
-
-def _check_knockouts(knockouts: Sequence[str], roles: Sequence[str] | None) -> None:
-    if knockouts and roles is None:
-        raise UserError("this policy has no gate, so there are no experts to knock out: leave --knockout away")
-    for role in knockouts:
-        if role not in (roles or ()):
-            raise unknown("expert role", role, roles or ())
 
 
 def _identity(setup: Setup) -> dict[str, Any]:

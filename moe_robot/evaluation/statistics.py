@@ -1,4 +1,4 @@
-"""Intervals and tests for success rates: Wilson, paired bootstrap, exact McNemar (numpy and math only)."""
+"""Intervals and tests for success rates: Wilson, bootstraps, exact McNemar, Holm (numpy and math only)."""
 
 from __future__ import annotations
 
@@ -120,6 +120,59 @@ def mcnemar(first_only: int, second_only: int) -> float:
     n = first_only + second_only
     tail = sum(math.comb(n, k) for k in range(min(first_only, second_only) + 1))
     return min(1.0, 2 * tail / 2**n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of several tests, in the order given: Holm, Scandinavian Journal of Statistics 6 (1979).
+
+    The smallest of m is multiplied by m, the next by m - 1 and so on; none is smaller than one before it, none exceeds
+    1. Rejecting those below alpha keeps the chance of any false rejection below alpha, however the tests depend on
+    each other.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def hierarchical_interval(
+    values: Sequence[Sequence[Sequence[int]]], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the mean of outcomes from several training runs.
+
+    Two stages (Davison and Hinkley 1997, section 3.8): as many training seeds as there are, drawn with replacement;
+    then, for each of those, as many episodes of each task as were played, drawn with replacement. So it speaks of what
+    a preset does when it is trained again and meets other episodes, where :func:`wilson` speaks of these networks.
+    With n outcomes of -1, 0 or 1, drawing n of them is a draw of their counts, which is what is done.
+
+    With few seeds the first stage has little to draw from: of one seed it tells nothing (only episodes vary then), and
+    with three the interval is a rough one.
+
+    Args:
+        values: per training seed, per task, the outcomes: -1, 0 or 1 (0 or 1 for successes, any for differences).
+        resamples: how many.
+        seed: of the random draws.
+
+    Raises:
+        ValueError: no seed, no task or no episode, or seeds with different numbers of tasks.
+    """
+    if not values or len({len(tasks) for tasks in values}) != 1 or not all(len(v) for tasks in values for v in tasks):
+        raise ValueError("expected outcomes for every task of every training seed, and as many tasks for each seed")
+    n_ST = np.array([[len(task) for task in tasks] for tasks in values])
+    if not n_ST.size:
+        raise ValueError("expected at least one task")
+    up_ST = np.array([[sum(value > 0 for value in task) for task in tasks] for tasks in values])
+    down_ST = np.array([[sum(value < 0 for value in task) for task in tasks] for tasks in values])
+    not_up_ST = n_ST - up_ST
+    rng = np.random.default_rng(seed)
+    drawn_RS = rng.integers(len(values), size=(resamples, len(values)))
+    n_RST = n_ST[drawn_RS]
+    up_RST = rng.binomial(n_RST, (up_ST / n_ST)[drawn_RS])
+    down_RST = rng.binomial(n_RST - up_RST, (down_ST / np.maximum(not_up_ST, 1))[drawn_RS])
+    means_R = (up_RST - down_RST).sum(axis=(1, 2)) / n_RST.sum(axis=(1, 2))
+    low, high = np.percentile(means_R, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def quantiles(milliseconds: Sequence[float]) -> dict[str, float] | None:

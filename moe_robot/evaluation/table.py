@@ -36,8 +36,9 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
             style="bold" if name == "overall" else None,
         )
     console.print(table)
-    if data["knockouts"]:
-        console.print(_knockouts(data["knockouts"]))
+    for what, rows in (("experts", data["knockouts"]), ("sensors", data.get("sensors_off"))):  # schema 1 had no sensors
+        if rows:
+            console.print(_without(what, rows))
     latency = data["latency_ms"]
     if latency:
         console.print(
@@ -47,10 +48,10 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
         )
 
 
-def _knockouts(rows: Mapping[str, Any]) -> Table:
+def _without(what: str, rows: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
-    table = Table(title="with experts switched off, on the same seeds")
+    table = Table(title=f"with {what} switched off, on the same seeds")
     for name, justify in (
         ("without", "left"),
         ("success [95 %]", "right"),

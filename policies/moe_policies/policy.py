@@ -89,6 +89,11 @@ class MultimodalPolicy(nn.Module):
         """H of the preset, so that a data set can be opened before the policy is made."""
         return preset(name, **overrides).chunk
 
+    @staticmethod
+    def preset_settings(name: str, **overrides: Any) -> dict[str, Any]:
+        """All settings of the preset after defaults, before any data: what two runs must share to be the same."""
+        return preset(name, **overrides).to_json()
+
     @classmethod
     def from_preset(
         cls,

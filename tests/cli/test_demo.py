@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moe_robot.cli import demo
+from moe_robot.cli import demo, train
 from moe_robot.types import UserError
 
 
@@ -55,12 +55,12 @@ def test_an_interrupted_step_stops_the_demo_and_says_that_it_can_go_on(steps, tm
 
 def test_a_checkpoint_whose_record_is_unfinished_is_not_taken_for_trained(tmp_path):
     record = tmp_path / "checkpoint" / "train.json"
-    assert not demo._is_trained(tmp_path)
+    assert not train.is_trained(tmp_path)
     record.parent.mkdir()
     record.write_text(json.dumps({"complete": False}))
-    assert not demo._is_trained(tmp_path)
+    assert not train.is_trained(tmp_path)
     record.write_text(json.dumps({"complete": True}))
-    assert demo._is_trained(tmp_path)
+    assert train.is_trained(tmp_path)
 
 
 def test_a_report_of_another_checkpoint_is_made_again(tmp_path):

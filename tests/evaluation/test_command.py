@@ -51,6 +51,7 @@ def test_json_goes_to_standard_output_alone(checkpoint, tmp_path, capsys):
         (["--tasks", "go_lft"], "unknown task"),
         (["--instructions", "heldotu"], "unknown instruction set"),
         (["--knockout", "langauge"], "unknown expert role"),
+        (["--sensors-off", "wrist"], "sensors cannot be switched off: SignpostPolicy has no disable_sensors"),
         (["--env-options", "size"], "expected KEY=VALUE"),
     ],
 )

@@ -11,7 +11,7 @@ from moe_robot.evaluation.statistics import wilson
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(tmp_path_factory, signpost):
     """A report with everything in it, as read back from the files."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.json").write_text(json.dumps({"policy": "signpost", "preset": "signpost", "blunder": 0.35}))
@@ -20,13 +20,22 @@ def evaluated(tmp_path_factory):
     train = {"environment": "signpost", "routing": {"step0": step0}, "steps": 500, "held_out_tasks": ["go_<down>"]}
     (folder / "train.json").write_text(json.dumps(train))
     out = folder / "out"
-    results = evaluate(folder, out=out, episodes=6, knockouts=["language"], video=1, instructions="shuffled")
+    results = evaluate(
+        folder,
+        out=out,
+        episodes=6,
+        knockouts=["language"],
+        sensors_off=["wrist", "front+arm"],
+        video=1,
+        instructions="shuffled",
+        policy_factory=signpost.SensingSignpostPolicy.from_pretrained,
+    )
     return results, json.loads((out / "report.json").read_text()), (out / "report.html").read_text()
 
 
 def test_the_report_has_the_promised_schema(evaluated):
     results, report, _ = evaluated
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["checkpoint_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert report["preset"] == "signpost"
     assert report["env"] == "signpost/Signpost-v0"
@@ -52,9 +61,10 @@ def test_the_report_has_the_promised_schema(evaluated):
     assert report["overall"]["episodes"] == 18
 
 
-def test_the_knock_out_row_is_the_paired_difference(evaluated):
+@pytest.mark.parametrize(("kind", "off"), [("knockouts", "language"), ("sensors_off", "front+arm")])
+def test_the_row_without_experts_or_sensors_is_the_paired_difference(evaluated, kind, off):
     _, report, _ = evaluated
-    row = report["knockouts"]["language"]
+    row = report[kind][off]
     assert row["difference"] == pytest.approx(report["overall"]["success_rate"] - row["success_rate"])
     assert row["difference_ci95"][0] <= row["difference"] <= row["difference_ci95"][1]
     assert row["episodes"] == 18
@@ -113,7 +123,8 @@ def test_every_rate_on_the_page_has_an_interval(evaluated):
     text = re.sub(r"\d+ to \d+ %", "INTERVAL", text).replace("95 % interval", "ITS").replace("95 % bootstrap", "ITS")
     text = text.replace("median 95 % longest", "")  # a quantile of times, no rate
     following = [text[rate.end() : rate.end() + 30] for rate in re.finditer(r"\d+ %", text)]
-    assert len(following) == 1 + 1 + 2 * 3 + 2  # overall, named, both by task, and with and without the experts
+    # overall, named, both by task, and with and without the experts, all sensors and two times fewer
+    assert len(following) == 1 + 1 + 2 * 3 + 2 + 3
     assert [rest for rest in following if "INTERVAL" not in rest] == []
 
 
@@ -126,6 +137,11 @@ def test_the_page_needs_nothing_from_outside(evaluated):
         assert (results.out / link).is_file()
     assert "url(" not in html
     assert "go_&lt;down&gt;" in html
+
+
+def test_the_page_tells_which_sensors_were_off(evaluated):
+    assert "without front and arm" in evaluated[2]
+    assert "the policy treats these sensors as absent" in evaluated[2]
 
 
 def test_failures_come_first_in_the_gallery(evaluated):

@@ -133,6 +133,69 @@ def test_knocked_out_experts_are_off_on_the_same_seeds_only(make_checkpoint, tmp
     assert all(e.success for e in results.knockouts["vision"])
 
 
+def test_missing_sensors_are_off_on_the_same_seeds_only(make_checkpoint, tmp_path, signpost):
+    results = evaluate(
+        make_checkpoint({"environment": "signpost"}),
+        out=tmp_path / "out",
+        tasks="flat",
+        episodes=4,
+        sensors_off=["front+language", "wrist"],
+        knockout_episodes=3,
+        policy_factory=signpost.SensingSignpostPolicy.from_pretrained,
+    )
+    assert all(e.success for e in results.episodes)
+    deaf = results.sensors_off["front+language"]
+    assert [(e.job.task, e.job.seed, e.success) for e in deaf] == [
+        (task, seed, task == "go_left") for task in ("go_left", "go_right") for seed in (100_000, 100_001, 100_002)
+    ]
+    assert all(e.success for e in results.sensors_off["wrist"])
+
+
+def test_an_interrupted_pass_without_sensors_goes_on(make_checkpoint, tmp_path, signpost):
+    sensing = {
+        "checkpoint": make_checkpoint({"environment": "signpost"}),
+        "out": tmp_path / "out",
+        "tasks": "go_right",
+        "episodes": 2,
+        "sensors_off": ["wrist", "arm"],
+        "policy_factory": signpost.SensingSignpostPolicy.from_pretrained,
+    }
+
+    def stop_within_the_last_pass(episode, done, total):
+        if episode.job.sensors_off == "arm":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(**sensing, progress=stop_within_the_last_pass)
+    kept = (tmp_path / "out/episodes.partial.jsonl").read_text().splitlines()
+    resumed = evaluate(**sensing)
+    assert (tmp_path / "out/episodes.jsonl").read_text().splitlines()[: len(kept)] == kept
+    assert {off: [e.success for e in played] for off, played in resumed.sensors_off.items()} == {
+        "wrist": [True, True],
+        "arm": [False, False],
+    }
+
+
+@pytest.mark.parametrize(
+    ("sensors", "message"),
+    [
+        ("wirst", "unknown sensor 'wirst': did you mean wrist"),
+        ("front+wrist+arm+language", "nothing is left to sense with"),
+    ],
+)
+def test_sensors_that_cannot_be_switched_off_are_refused_before_any_episode(
+    checkpoint, tmp_path, signpost, sensors, message
+):
+    with pytest.raises(UserError, match=message.replace("+", r"\+")):
+        evaluate(
+            checkpoint,
+            out=tmp_path / "out",
+            sensors_off=[sensors],
+            policy_factory=signpost.SensingSignpostPolicy.from_pretrained,
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_latency_is_counted_where_the_network_ran(checkpoint, tmp_path):
     for episode in evaluate(checkpoint, out=tmp_path / "out", tasks="go_left", episodes=4).episodes:
         assert len(episode.latency_ms) == -(-episode.steps // 3)  # a chunk is three actions

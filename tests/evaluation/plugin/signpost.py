@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from moe_robot.registry import unknown
 from moe_robot.types import Features, Observation, Routing, UserError
 
 DOORS = {"go_left": -1.0, "go_right": 1.0, "go_up": 2.0}
@@ -149,3 +150,23 @@ class SignpostPolicy:
 
     def after_update(self) -> None:
         pass
+
+
+class SensingSignpostPolicy(SignpostPolicy):
+    """One whose sensors can be switched off: without language or without its position it walks left."""
+
+    sensors = ("front", "wrist", "arm", "language")
+    blind: frozenset[str] = frozenset()
+
+    def disable_sensors(self, names) -> None:
+        for name in names:
+            if name not in self.sensors:
+                raise unknown("sensor", name, self.sensors)
+        if set(names) == set(self.sensors):
+            raise UserError("nothing is left to sense with")
+        self.blind = frozenset(names) & {"arm", "language"}
+
+    def select_action(self, observation: Observation) -> np.ndarray:
+        if self.blind:
+            return np.array([-0.15], np.float32)
+        return super().select_action(observation)
