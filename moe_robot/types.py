@@ -258,26 +258,6 @@ class SensorSwitches(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one new action chunk for one observation costs.
-
-    Attributes:
-        total_parameters: all weights.
-        active_parameters: the weights that one chunk's tokens meet, with K of the experts for each.
-        flops: floating point operations by part: "stems", "attention", "gate", "experts", "head".
-    """
-
-    total_parameters: int
-    active_parameters: int
-    flops: Mapping[str, int]
-
-    @property
-    def total_flops(self) -> int:
-        """Of all parts together."""
-        return sum(self.flops.values())
-
-
 @runtime_checkable
 class Costed(Protocol):
     """What a policy has that can tell its cost."""

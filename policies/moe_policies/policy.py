@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
-from moe_policies.cost import cost_of
+from moe_policies.cost import WORDS, cost_of
 from moe_policies.gate_losses import gate_losses, weighted
 from moe_policies.network import Inputs, Network
 from moe_policies.presets import PRESETS, preset
@@ -252,9 +252,9 @@ class MultimodalPolicy(nn.Module):
                     events.append(GateEvent("revived", i, done.cold, done.hot))
         return events
 
-    def cost(self) -> Cost:
+    def cost(self, words: int = WORDS) -> Cost:
         """Parameters, and the floating-point operations of one new action chunk."""
-        return cost_of(self.network)
+        return cost_of(self.network, words)
 
     # --- missing sensors
     @property
