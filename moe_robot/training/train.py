@@ -8,6 +8,7 @@ sequence of the uninterrupted one.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -231,9 +232,13 @@ def _fraction(config: TrainConfig, step: int, elapsed: float) -> float:
 
 def _fingerprint(config: TrainConfig, data_hash: str) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run. Its length may grow."""
-    free = {"out", "data", "resume", "steps", "minutes", "threads", "device", "save_every"}
+    free = {"out", "data", "resume", "steps", "minutes", "threads", "device", "save_every", "upcycle"}
     fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
-    return json.loads(json.dumps({**fixed, "data_sha256": data_hash}))
+    begun = None
+    if config.upcycle:
+        weights = registry.checkpoint_directory(config.upcycle) / "model.safetensors"
+        begun = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return json.loads(json.dumps({**fixed, "data_sha256": data_hash, "upcycled_sha256": begun}))
 
 
 def _check_same_run(saved: str, present: dict[str, Any]) -> None:
