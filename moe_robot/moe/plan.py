@@ -25,6 +25,7 @@ class RoutingPlan:
         order_R: int64 (R,), flat (token, slot) indices sorted by expert, stable.
         inverse_R: int64 (R,), the inverse permutation of ``order_R``.
         counts_E: int64 (E,), rows per expert.
+        dropped_TK: bool (T, K), True where a route found no place in its expert's capacity; None when dropless.
     """
 
     ids_TK: Tensor
@@ -35,6 +36,7 @@ class RoutingPlan:
     order_R: Tensor
     inverse_R: Tensor
     counts_E: Tensor
+    dropped_TK: Tensor | None = None
 
     @property
     def experts_per_token(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,16 @@ from moe_policies.network import Inputs, Network
 from moe_policies.presets import PRESETS, preset
 from moe_policies.pretrained import TextEncoder, resolve_text_encoder
 from moe_policies.processor import Processor
-from moe_robot.moe import RoutingPlan, count_routes, expert_names
+from moe_policies.tracing import label_tokens, trace
+from moe_robot.moe import (
+    RoutingPlan,
+    count_dropped,
+    count_first,
+    count_routes,
+    count_tokens,
+    expert_names,
+    sum_entropy,
+)
 from moe_robot.registry import unknown
 from moe_robot.types import (
     ACTION,
@@ -34,6 +43,7 @@ from moe_robot.types import (
     FeatureStatistics,
     Observation,
     Routing,
+    TokenRoutes,
     UserError,
 )  # fmt: skip
 
@@ -64,6 +74,7 @@ class MultimodalPolicy(nn.Module):
         self.inference_count = 0
         self._queue: deque[np.ndarray] = deque()
         self._plans: Sequence[Sequence[RoutingPlan]] = ()
+        self._present: Sequence[Sequence[Tensor]] = ()
         self._available_E: Tensor | None = None
 
     # --- making one -------------------------------------------------------------------------------------------------
@@ -167,7 +178,8 @@ class MultimodalPolicy(nn.Module):
         """
         inputs = self._inputs(batch)
         out = self.network(inputs, self._available_E)
-        self._plans = plans = out.plans
+        self._plans, self._present = out.plans, out.present
+        plans = out.plans
         target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
         loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
         logs = {"action_loss": float(loss.detach())}
@@ -195,7 +207,7 @@ class MultimodalPolicy(nn.Module):
     def predict_action_chunk(self, batch: Mapping[str, Any]) -> Tensor:
         """A batch of observations (keys as in :meth:`forward`, without actions) -> actions (B, H, A) in env units."""
         out = self.network(self._inputs(batch), self._available_E)
-        self._plans = out.plans
+        self._plans, self._present = out.plans, out.present
         self.inference_count += 1
         return self.processor.unnormalise(ACTION, self.network.head.sample(out.action_BGD).float())
 
@@ -224,9 +236,30 @@ class MultimodalPolicy(nn.Module):
         """Routes of the latest forward pass, or None without a gate."""
         if not self._plans:
             return None
-        m = len(MODALITIES)
-        counts_LME = torch.stack([torch.stack([count_routes(p, m) for p in of]).sum(dim=0) for of in self._plans])
-        return Routing(MODALITIES, expert_names(self.config.experts), self.network.roles, counts_LME.cpu().numpy())
+
+        def of_each_layer(read: Callable[[RoutingPlan, int], Tensor]) -> np.ndarray:
+            sums = [torch.stack([read(plan, len(MODALITIES)) for plan in of]).sum(dim=0) for of in self._plans]
+            return torch.stack(sums).cpu().numpy()
+
+        return Routing(
+            MODALITIES,
+            expert_names(self.config.experts),
+            self.network.roles,
+            of_each_layer(count_routes),
+            of_each_layer(count_tokens),
+            of_each_layer(sum_entropy),
+            of_each_layer(count_dropped),
+            of_each_layer(count_first),
+        )
+
+    def token_routes(self) -> tuple[TokenRoutes, ...]:
+        """Which token of the latest forward pass went to which experts, per layer; empty without a gate."""
+        if not self._plans:
+            return ()
+        patches, glimpses = self.config.patches, self.config.glimpses
+        others = len(label_tokens(self.network, 0, patches, 0))
+        n_words = self._present[0][0].shape[1] - others  # the glimpses are not among the first to enter
+        return trace(self._plans, self._present, label_tokens(self.network, n_words, patches, glimpses))
 
     # --- the edge ---------------------------------------------------------------------------------------------------
     def _batch_of_one(self, observation: Observation) -> dict[str, Any]:
