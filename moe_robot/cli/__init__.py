@@ -28,6 +28,7 @@ VERBS = {
     "collect": "record demonstrations of scripted experts",
     "train": "train a policy on demonstrations",
     "eval": "roll a policy out and report success with intervals",
+    "inspect": "say what a checkpoint is, and what its gate does",
     "bench": "measure speed and memory of rendering, environment and policy",
 }
 
