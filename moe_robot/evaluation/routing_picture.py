@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,33 +20,34 @@ if TYPE_CHECKING:
 INK, FAINT = "#262c34", "#7a828c"
 CELL, TALL = 0.46, 0.34
 """Width and height of a heat map's cell in inches."""
-LABELLED = 12
+WIDEST = CELL * 20
+LABELLED = 20
 """With more experts than this, cells are too narrow for numbers."""
 
 
 def draw_routing(report: Mapping[str, Any], path: Path) -> None:
-    """Write the picture of ``routing.json``: one row of four panels per layer."""
+    """Write the picture of ``routing.json``: a column per layer, a row per question."""
     from matplotlib.figure import Figure
 
-    n_experts, layers = len(report["experts"]), report["layers"]
-    names = (report["modalities"], (), report["phases"], report["tasks"])
-    panels = (_modalities, _load, _phases, _tasks)
-    wide = max(2.7, CELL * n_experts)
-    lefts = [0.09 * max(map(len, of), default=0) + 0.5 for of in names]
-    talls = [max(1.7, TALL * len(of)) for of in names]
-    head, foot, below = 1.2, 0.5, 1.25
-    width = sum(lefts) + len(panels) * wide + 0.4
-    height = head + foot + len(layers) * (max(talls) + below)
+    layers = report["layers"]
+    rows = ((_modalities, report["modalities"]), (_load, ()), (_phases, report["phases"]), (_tasks, report["tasks"]))
+    talls = [max(1.5, TALL * len(names)) for _, names in rows]
+    wide = min(WIDEST, max(2.9, CELL * len(report["experts"])))
+    left = 0.085 * max(len(name) for _, names in rows for name in names) + 0.5
+    head, foot, below, between = 1.25, 0.45, 1.2, 0.75
+    width = left + len(layers) * (wide + between)
+    height = head + foot + sum(talls) + below * len(rows)
     figure = Figure(figsize=(width, height), dpi=110, facecolor="#fafaf8")
     _heading(figure, report, width, height)
-    for i, layer in enumerate(layers):
-        top = height - head - i * (max(talls) + below)
-        x = 0.0
-        for draw_panel, left, tall in zip(panels, lefts, talls, strict=True):
-            x += left
-            axes = figure.add_axes((x / width, (top - tall) / height, wide / width, tall / height))
-            draw_panel(axes, layer, report)
-            x += wide
+    y = height - head
+    for (draw, _), tall in zip(rows, talls, strict=True):
+        for i, layer in enumerate(layers):
+            x = left + i * (wide + between)
+            axes = figure.add_axes((x / width, (y - tall) / height, wide / width, tall / height))
+            draw(axes, layer, report)
+            if i and draw is not _load:
+                axes.set_yticklabels([])
+        y -= tall + below
     with writing(path):
         part = path.with_name(path.name + ".part")
         figure.savefig(part, format="png")
@@ -54,32 +57,28 @@ def draw_routing(report: Mapping[str, Any], path: Path) -> None:
 def _heading(figure: Figure, report: Mapping[str, Any], width: float, height: float) -> None:
     name = report.get("preset") or "policy"
     figure.text(0.3 / width, 1 - 0.38 / height, f"Routing of {name}", size=15, color=INK, weight="bold")
-    figure.text(
-        0.3 / width,
-        1 - 0.66 / height,
-        f"{report['frames']} frames of {report['episodes']} episodes ({report['split']}), {len(report['tasks'])} tasks. "
-        "A bright diagonal alone is nothing learned: the gate begins there.",
-        size=9.5,
-        color=FAINT,
+    looked_at = f"{report['frames']} frames of {report['episodes']} episodes ({report['split']})"
+    said = (
+        f"{looked_at}, {len(report['tasks'])} tasks. "
+        "A bright diagonal alone is nothing learned: the gate begins there. H: entropy of the gate in nats, at most "
+        f"{log(len(report['experts'])):.2f}. C{report['cold_means'][1:]}."
     )
-    figure.text(0.3 / width, 0.3 / height, report["cold_means"], size=8.5, color=FAINT)
+    wrapped = "\n".join(textwrap.wrap(said, int(13.5 * width)))
+    figure.text(0.3 / width, 1 - 0.52 / height, wrapped, size=8.5, color=FAINT, va="top", linespacing=1.4)
 
 
 def _modalities(axes: Axes, layer: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    names = [m for m in report["modalities"]]
-    table = np.array(
-        [
-            [layer["modalities"].get(m, {"experts": {}})["experts"].get(e, np.nan) for e in report["experts"]]
-            for m in names
-        ]
-    )
-    labels = []
-    for m in names:
-        told = layer["modalities"].get(m)
-        entropy = told and told["entropy_nats"]
-        labels.append(f"{m}\n" + ("no tokens" if told is None else "" if entropy is None else f"H {entropy:.2f} nats"))
-    _heat(axes, 100 * table, labels, report, cmap="Blues", limits=(0, 100), form="{:.0f}")
-    axes.set_title(f"layer {layer['layer']}: where each modality's routes go, %", loc="left", size=10, color=INK)
+    names = report["modalities"]
+    absent = {"experts": {}, "entropy_nats": None}
+    told = [layer["modalities"].get(name, absent) for name in names]
+    table = np.array([[of["experts"].get(expert, np.nan) for expert in report["experts"]] for of in told])
+    _heat(axes, 100 * table, names, report, cmap="Blues", limits=(0, 100), form="{:.0f}")
+    for y, of in enumerate(told):
+        word = "no\ntokens" if of is absent else "" if of["entropy_nats"] is None else f"H {of['entropy_nats']:.2f}"
+        axes.annotate(
+            word, (1.0, y), (4, 0), ("axes fraction", "data"), "offset points", size=8, color=FAINT, va="center"
+        )
+    axes.set_title(f"layer {layer['layer']}: where routes go, %", loc="left", size=10, color=INK)
 
 
 def _load(axes: Axes, layer: Mapping[str, Any], report: Mapping[str, Any]) -> None:
@@ -107,15 +106,15 @@ def _load(axes: Axes, layer: Mapping[str, Any], report: Mapping[str, Any]) -> No
     axes.tick_params(axis="y", labelsize=8, colors=FAINT)
     for edge in ("top", "right"):
         axes.spines[edge].set_visible(False)
-    axes.set_title("load over fair share (dashed: fair)", loc="left", size=10, color=INK)
+    axes.set_title("load over fair share", loc="left", size=10, color=INK)
 
 
 def _phases(axes: Axes, layer: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    _differences(axes, layer["phases"], report, "phase of the episode: points from the mean")
+    _differences(axes, layer["phases"], report, "by phase: points from the mean")
 
 
 def _tasks(axes: Axes, layer: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    _differences(axes, layer["tasks"], report, "task: points from the mean")
+    _differences(axes, layer["tasks"], report, "by task: points from the mean")
 
 
 def _differences(axes: Axes, rows: Mapping[str, Mapping[str, float]], report: Mapping[str, Any], title: str) -> None:
