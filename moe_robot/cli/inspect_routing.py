@@ -48,8 +48,9 @@ def inspect_routing(options: Options, folder: Path) -> int:
     if reason:
         raise UserError(f"the demonstrations in {data} do not fit the checkpoint {folder}: {reason}")
     out = options.out or folder / "routing"
-    make_folder(out)
     chosen = choose_frames(dataset, options.frames)
+    look(policy, dataset, chosen[:1], console)  # a policy without a gate is told apart before anything is written
+    make_folder(out)
     frames = look(policy, dataset, chosen, console)
     report = routing_json(
         frames,

@@ -137,8 +137,7 @@ def _heat(
 ) -> None:
     from matplotlib import colormaps
 
-    colors = colormaps[cmap].copy()
-    colors.set_bad("#e4e5e3")
+    colors = colormaps[cmap].with_extremes(bad="#e4e5e3")
     axes.imshow(np.ma.masked_invalid(table), cmap=colors, vmin=limits[0], vmax=limits[1], aspect="auto")
     axes.set_yticks(range(len(rows)), rows, size=8, color=INK)
     if table.shape[1] <= LABELLED:

@@ -174,8 +174,9 @@ def _colors(experts: Sequence[int]) -> dict[int, str]:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    if len(experts) <= 10:
-        palette = [to_hex(color) for color in colormaps["tab10"].colors]  # type: ignore[attr-defined]
-    else:
-        palette = [to_hex(colormaps["gist_rainbow"](i / len(experts))) for i in range(len(experts))]
-    return {e: palette[i] for i, e in enumerate(experts)}
+    ten = [to_hex(color) for color in colormaps["tab10"].colors]  # type: ignore[attr-defined]
+    if max(experts, default=0) < len(ten):
+        return {e: ten[e] for e in experts}  # the same expert has the same colour in another picture
+    if len(experts) <= len(ten):
+        return dict(zip(experts, ten, strict=False))
+    return {e: to_hex(colormaps["gist_rainbow"](i / len(experts))) for i, e in enumerate(experts)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,8 @@ from moe_policies.network import Inputs, Network
 from moe_policies.presets import PRESETS, preset
 from moe_policies.pretrained import TextEncoder, resolve_text_encoder
 from moe_policies.processor import Processor
-from moe_policies.tracing import label_tokens, trace
-from moe_robot.moe import (
-    RoutingPlan,
-    count_dropped,
-    count_first,
-    count_routes,
-    count_tokens,
-    expert_names,
-    sum_entropy,
-)
+from moe_policies.tracing import label_tokens, tell, trace
+from moe_robot.moe import RoutingPlan, expert_names
 from moe_robot.registry import unknown
 from moe_robot.types import (
     ACTION,
@@ -236,21 +228,7 @@ class MultimodalPolicy(nn.Module):
         """Routes of the latest forward pass, or None without a gate."""
         if not self._plans:
             return None
-
-        def of_each_layer(read: Callable[[RoutingPlan, int], Tensor]) -> np.ndarray:
-            sums = [torch.stack([read(plan, len(MODALITIES)) for plan in of]).sum(dim=0) for of in self._plans]
-            return torch.stack(sums).cpu().numpy()
-
-        return Routing(
-            MODALITIES,
-            expert_names(self.config.experts),
-            self.network.roles,
-            of_each_layer(count_routes),
-            of_each_layer(count_tokens),
-            of_each_layer(sum_entropy),
-            of_each_layer(count_dropped),
-            of_each_layer(count_first),
-        )
+        return tell(self._plans, expert_names(self.config.experts), self.network.roles)
 
     def token_routes(self) -> tuple[TokenRoutes, ...]:
         """Which token of the latest forward pass went to which experts, per layer; empty without a gate."""

@@ -1,16 +1,36 @@
-"""Says which token went to which expert: puts the rows of routing plans back where the tokens stand."""
+"""Reads the plans of a forward pass: sums per layer and modality, and which token went to which expert."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from moe_policies.config import MODALITIES
 from moe_policies.network import Network
-from moe_robot.moe import RoutingPlan
-from moe_robot.types import TokenLabel, TokenRoutes
+from moe_robot.moe import RoutingPlan, count_dropped, count_first, count_routes, count_tokens, sum_entropy
+from moe_robot.types import Routing, TokenLabel, TokenRoutes
+
+
+def tell(plans: Sequence[Sequence[RoutingPlan]], experts: tuple[str, ...], roles: tuple[str, ...]) -> Routing:
+    """What the gate did in each layer, the plans of one layer added up."""
+
+    def of_each_layer(read: Callable[[RoutingPlan, int], Tensor]) -> np.ndarray:
+        sums = [torch.stack([read(plan, len(MODALITIES)) for plan in of_layer]).sum(dim=0) for of_layer in plans]
+        return torch.stack(sums).cpu().numpy()
+
+    return Routing(
+        MODALITIES,
+        experts,
+        roles,
+        counts_LME=of_each_layer(count_routes),
+        tokens_LM=of_each_layer(count_tokens),
+        entropy_LM=of_each_layer(sum_entropy),
+        dropped_LME=of_each_layer(count_dropped),
+        top_LME=of_each_layer(count_first),
+    )
 
 
 def label_tokens(network: Network, n_words: int, patches: int, glimpses: int) -> tuple[TokenLabel, ...]:
