@@ -32,6 +32,8 @@ class Options:
     """Tasks of the demonstrations, with commas between. Left out: all."""
     split: Literal["auto", "validation", "train", "all"] = "auto"
     """Which episodes. auto: those that training held out, where each task has at least 8 of them, otherwise all."""
+    start: bool = True
+    """Also look with the policy as it was before training: what is there from the start was not learned."""
     out: Path | None = None
     """Folder for the files of --routing. Left out: `routing` in the checkpoint's folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from moe_robot import __version__
 from moe_robot.cli.inspect import Options, training_record
-from moe_robot.registry import load_policy
-from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Observation, TellsTokenRoutes, UserError
+from moe_robot.registry import load_policy, presets
+from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Features, Observation, TellsTokenRoutes, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,8 @@ def inspect_routing(options: Options, folder: Path) -> int:
     console = Console(stderr=options.json)
     training = training_record(folder) or {}
     data = options.data or find_demonstrations(options.checkpoint, folder)
-    policy = load_policy(folder, device=str(resolve_device(options.device)))
+    device = str(resolve_device(options.device))
+    policy = load_policy(folder, device=device)
     dataset, split = open_episodes(data, options)
     reason = policy.features.mismatch(dataset.features)
     if reason:
@@ -52,9 +53,11 @@ def inspect_routing(options: Options, folder: Path) -> int:
     look(policy, dataset, chosen[:1], console)  # a policy without a gate is told apart before anything is written
     make_folder(out)
     frames = look(policy, dataset, chosen, console)
+    fresh = untrained(folder, policy.features, data, training, device) if options.start else None
     report = routing_json(
         frames,
         (training.get("routing") or {}).get("step0"),
+        look(fresh, dataset, chosen, console) if fresh is not None else [],
         {
             "moe_robot": __version__,
             "checkpoint": str(folder),
@@ -154,7 +157,9 @@ def look(policy: Any, dataset: Dataset, chosen: Sequence[tuple[int, int, int]], 
     episodes = dataset.episodes
     first = np.concatenate([[0], np.cumsum(episodes.stop - episodes.start)[:-1]])
     frames: list[Frame] = []
-    for episode, quarter, index in track(chosen, "looking at frames", console=console, transient=True):
+    for episode, quarter, index in track(
+        chosen, "looking at frames", console=console, transient=True, disable=not console.is_terminal
+    ):
         row = dataset.batch([index])
         images = {key.removeprefix(IMAGE_PREFIX): row[key][0] for key in row if key.startswith(IMAGE_PREFIX)}
         policy.reset()
@@ -169,6 +174,29 @@ def look(policy: Any, dataset: Dataset, chosen: Sequence[tuple[int, int, int]], 
         number, step = int(episodes.index[episode]), int(index - first[episode])
         frames.append(Frame(episodes.task[episode], quarter, number, step, row[TASK][0], routing, tokens, images))
     return frames
+
+
+def untrained(folder: Path, features: Features, data: Path, training: Mapping[str, Any], device: str) -> Any | None:
+    """A policy of the same shape before its first training step, from the same seed; None where it cannot be rebuilt.
+
+    On the data of its training these are the weights with which it began: training makes the policy first of all.
+    """
+    import torch
+
+    from moe_robot.data.loader import open_dataset
+
+    config = json.loads((folder / "config.json").read_text()).get("config")
+    classes = presets()
+    if not isinstance(config, dict) or config.get("preset") not in classes:
+        return None
+    shape = {key: value for key, value in config.items() if key not in {"preset", "task_names", "places"}}
+    dataset = open_dataset(data, 1, split="train")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.get("seed", SEED))
+        fresh = classes[config["preset"]].from_preset(
+            config["preset"], features, dataset.statistics, dataset.tasks, config.get("task_names", ()), **shape
+        )
+    return fresh.to(device).eval()
 
 
 def make_folder(out: Path) -> None:

@@ -52,7 +52,10 @@ class Frame:
 
 
 def routing_json(
-    frames: Sequence[Frame], start: Mapping[str, Mapping[str, float]] | None, about: Mapping[str, Any]
+    frames: Sequence[Frame],
+    step0: Mapping[str, Mapping[str, float]] | None,
+    fresh: Sequence[Frame],
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The report, schema 1.
 
@@ -60,13 +63,11 @@ def routing_json(
 
     Args:
         frames: at least one, all of one gate.
-        start: modality -> role -> share before training, from ``train.json``; None where it is not told.
+        step0: modality -> role -> share before training, from ``train.json``; None where it is not told.
+        fresh: the same frames as an untrained policy of the same shape routes them; empty where there is none.
         about: of the checkpoint and the data, copied in front.
     """
     total = reduce(add, (frame.routing for frame in frames))
-    tasks = tuple(dict.fromkeys(frame.task for frame in frames))
-    found = [*_labels(frames, tasks), *_regions(frames)]
-    corrected = holm([item.p for _, item in found])
     report: dict[str, Any] = {
         "schema": SCHEMA,
         **about,
@@ -75,9 +76,22 @@ def routing_json(
         "modalities": total.modalities,
         "experts": total.experts,
         "roles": total.roles,
-        "tasks": tasks,
+        "tasks": tuple(dict.fromkeys(frame.task for frame in frames)),
         "phases": PHASES,
         "cold_means": COLD_MEANS,
+        **_numbers(frames),
+        "role_share_at_step0": step0,
+        "untrained": _numbers(fresh) if fresh else None,
+    }
+    return json.loads(json.dumps(report, allow_nan=False))  # what a reader of the file will get
+
+
+def _numbers(frames: Sequence[Frame]) -> dict[str, Any]:
+    total = reduce(add, (frame.routing for frame in frames))
+    tasks = tuple(dict.fromkeys(frame.task for frame in frames))
+    found = [*_labels(frames, tasks), *_regions(frames)]
+    corrected = holm([item.p for _, item in found])
+    return {
         "layers": [_layer(frames, total, layer, tasks) for layer in range(total.counts_LME.shape[0])],
         "information": [
             {
@@ -90,9 +104,7 @@ def routing_json(
             for (of, item), p_holm in zip(found, corrected, strict=True)
         ],
         "role_share": total.share(),
-        "role_share_at_start": start,
     }
-    return json.loads(json.dumps(report, allow_nan=False))  # what a reader of the file will get
 
 
 def fair_shares(routing: Routing, layer: int) -> list[float | None]:

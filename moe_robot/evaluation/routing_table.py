@@ -17,8 +17,9 @@ def print_routing(report: Mapping[str, Any], console: Console) -> None:
         f"{len(report['tasks'])} tasks",
         highlight=False,
     )
-    for layer in report["layers"]:
-        console.print(_layer(layer, report))
+    fresh = report["untrained"]
+    for i, layer in enumerate(report["layers"]):
+        console.print(_layer(layer, report, fresh and fresh["layers"][i]))
     if report["information"]:
         console.print(_information(report))
     console.print(_roles(report))
@@ -33,7 +34,7 @@ def print_routing(report: Mapping[str, Any], console: Console) -> None:
     console.print(report["cold_means"], style="dim", highlight=False)
 
 
-def _layer(layer: Mapping[str, Any], report: Mapping[str, Any]) -> Table:
+def _layer(layer: Mapping[str, Any], report: Mapping[str, Any], fresh: Mapping[str, Any] | None) -> Table:
     """Experts in rows: load, and the share of each modality's routes; below, how sure the gate is."""
     dropped = any(row["drop_rate"] for row in report["layers"])
     modalities = layer["modalities"]
@@ -47,13 +48,15 @@ def _layer(layer: Mapping[str, Any], report: Mapping[str, Any]) -> Table:
         table.add_row(name, *cells, *(_percent(of["experts"][name]) for of in modalities.values()))
     table.add_section()
     blank = ("",) * (3 if dropped else 2)
+    of_log = [of["entropy_of_log_experts"] for of in modalities.values()]
     rows = {
         "entropy, nats": [_number(of["entropy_nats"]) for of in modalities.values()],
-        "of log E": [
-            "-" if of["entropy_nats"] is None else _percent(of["entropy_of_log_experts"]) for of in modalities.values()
-        ],
-        "tokens": [str(of["tokens"]) for of in modalities.values()],
+        "of log E": ["-" if share is None else _percent(share) for share in of_log],
     }
+    if fresh is not None:
+        before = [fresh["modalities"].get(name, {}).get("entropy_nats") for name in modalities]
+        rows["at the start"] = [_number(entropy) for entropy in before]
+    rows["tokens"] = [str(of["tokens"]) for of in modalities.values()]
     rows |= {"dropped": [_percent(of["drop_rate"]) for of in modalities.values()]} if dropped else {}
     for name, cells in rows.items():
         table.add_row(name, *blank, *cells)
@@ -61,27 +64,35 @@ def _layer(layer: Mapping[str, Any], report: Mapping[str, Any]) -> Table:
 
 
 def _information(report: Mapping[str, Any]) -> Table:
+    from rich import box
+
+    fresh = report["untrained"]
+    before = {_about(row): row["beyond_chance"] for row in (fresh["information"] if fresh else ())}
     table = _table("what the expert tells about (bits)", "about", "layer", "tokens of")
-    for name in ("bits", "chance", "beyond", "at most", "p"):
+    table.box = box.SIMPLE_HEAD  # without lines it fits into 80 columns
+    for name in ("chance", "beyond", *(("start",) if fresh else ()), "at most", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report["information"]:
         table.add_row(
-            row["label"],
-            str(row["layer"]),
-            row["tokens"],
-            f"{row['bits']:.3f}",
+            *map(str, _about(row)),
             f"{row['null']:.3f}",
             f"{row['beyond_chance']:.3f}",
+            *((f"{before[_about(row)]:.3f}" if _about(row) in before else "-",) if fresh else ()),
             f"{row['limit']:.2f}",
             f"{row['p_holm']:.3f}{'*' if row['significant'] else ' '}",
             style=None if row["significant"] else "dim",
         )
-    table.caption = "chance: the mean with labels shuffled (999 times); p after Holm; * below 0.05"
+    start = "; start: the same before training" if fresh else ""
+    table.caption = f"chance: the mean of 999 shuffles; beyond: bits above it{start}; p after Holm, * below 0.05"
     return table
 
 
+def _about(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    return row["label"], row["layer"], row["tokens"]
+
+
 def _roles(report: Mapping[str, Any]) -> Table:
-    start = report["role_share_at_start"]
+    start = report["role_share_at_step0"]
     then = "at step 0 in brackets" if start else "train.json does not tell step 0"
     table = _table(f"beyond the prior: share by role over all layers ({then})", "tokens of")
     roles = list(dict.fromkeys(report["roles"]))

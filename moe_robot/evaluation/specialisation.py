@@ -54,7 +54,7 @@ def entropy_bits(counts: np.ndarray) -> np.ndarray:
     """Entropy of counts (..., E) in bits; 0 where there are none."""
     share = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1e-300)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return -np.where(share > 0, share * np.log2(share), 0.0).sum(axis=-1)
+        return np.abs(np.where(share > 0, share * np.log2(share), 0.0).sum(axis=-1))
 
 
 def information(

@@ -34,10 +34,10 @@ def write_data(folder, camera: str = "front") -> None:
     writer.commit()
 
 
-def write_checkpoint(folder, data, record: dict | None = None, **overrides) -> None:
-    """An untrained policy in which the last vision expert is chosen by nobody."""
-    torch.manual_seed(0)
-    dataset = open_dataset(data, 8, split="all")
+def write_checkpoint(folder, data, record: dict | None = None, cold: bool = True, **overrides) -> None:
+    """An untrained policy; when ``cold``, one in which nobody chooses the last vision expert."""
+    torch.manual_seed(4)
+    dataset = open_dataset(data, 8, split="train")
     shape = {"width": 16, "heads": 2, "hidden": 8, "patches": 2, "glimpses": 2, "stem_channels": 8}
     preset = overrides.pop("preset", "moe")
     policy = MultimodalPolicy.from_preset(
@@ -45,7 +45,7 @@ def write_checkpoint(folder, data, record: dict | None = None, **overrides) -> N
     )
     with torch.no_grad():
         for layer in [policy.network.entry, *(block.feed_forward for block in policy.network.blocks)]:
-            if hasattr(layer.layer, "router"):
+            if cold and hasattr(layer.layer, "router"):
                 layer.layer.router.bias_ME[:, 2] = -50
     policy.save_pretrained(folder)
     if record is not None:
@@ -110,7 +110,7 @@ def test_the_report_has_its_schema_and_conserves_counts(reported):
     assert report["schema"] == 1
     assert (report["frames"], report["episodes"], report["split"]) == (32, 6, "all")
     assert report["tasks"] == list(TASKS)
-    assert report["role_share_at_start"] == STEP0
+    assert report["role_share_at_step0"] == STEP0
     tokens = {"vision": 4, "arm": 2, "grasp": 2, "language": 4}  # patches; state and action; words
     first, second, last = report["layers"]
     for layer, extra in ((first, 2), (second, 0)):  # the glimpses enter later and pass the entry layer only
@@ -129,10 +129,24 @@ def test_the_cold_expert_is_named(reported, laid_out, capsys):
     report = json.loads((reported / "routing.json").read_text())
     assert [layer["cold"] for layer in report["layers"]][:2] == [["vision.2"]] * 2
     assert "vision.2" in report["layers"][2]["idle"]
-    status, out, _ = say(capsys, laid_out, "--routing", "--frames", 8, "--out", reported.parent / "again")
+    status, out, _ = say(capsys, laid_out, "--routing", "--no-start", "--frames", 8, "--out", reported.parent / "again")
     assert status == 0
     assert "layer 1, cold: vision.2" in out
     assert "cold: fewer routes than 10%" in out
+
+
+def test_beside_the_gate_stands_what_it_was_before_training(reported, laid_out, tmp_path, capsys):
+    report = json.loads((reported / "routing.json").read_text())
+    assert report["untrained"]["layers"][0]["cold"] == []
+    assert len(report["untrained"]["information"]) == len(report["information"])
+    record = {"preset": "moe", "seed": 4, "steps": 0}
+    write_checkpoint(tmp_path / "fresh", laid_out / "demonstrations", record, cold=False)
+    data = ("--data", laid_out / "demonstrations", "--frames", 8, "--json")
+    _, out, _ = say(capsys, tmp_path / "fresh", "--routing", *data)
+    untouched = json.loads(out)
+    assert untouched["untrained"]["layers"] == untouched["layers"]  # nothing was trained: the very same gate
+    _, out, _ = say(capsys, tmp_path / "fresh", "--routing", "--no-start", *data)
+    assert json.loads(out)["untrained"] is None
 
 
 @pytest.mark.parametrize("name", ["routing.png", "regions.png"])
@@ -143,7 +157,7 @@ def test_the_pictures_are_not_blank(reported, name):
 
 
 def test_json_goes_to_standard_output_alone(laid_out, tmp_path, capsys):
-    status, out, _ = say(capsys, laid_out, "--routing", "--frames", 8, "--json", "--out", tmp_path)
+    status, out, _ = say(capsys, laid_out, "--routing", "--no-start", "--frames", 8, "--json", "--out", tmp_path)
     assert status == 0
     assert json.loads(out) == json.loads((tmp_path / "routing.json").read_text())
 
@@ -155,7 +169,7 @@ def test_the_same_frames_give_the_same_report(reported, laid_out, tmp_path, caps
 
 def test_only_the_named_tasks_are_looked_at(laid_out, tmp_path, capsys):
     status, out, _ = say(
-        capsys, laid_out, "--routing", "--frames", 8, "--tasks", "pick_cube", "--json", "--out", tmp_path
+        capsys, laid_out, "--routing", "--no-start", "--frames", 8, "--tasks", "pick_cube", "--json", "--out", tmp_path
     )
     assert status == 0
     report = json.loads(out)
@@ -182,7 +196,7 @@ def test_a_policy_that_does_not_tell_its_tokens_lacks_only_the_regions(laid_out,
             self.select_action = inner.select_action
 
     monkeypatch.setattr("moe_robot.cli.inspect_routing.load_policy", Reserved)
-    status, out, err = say(capsys, laid_out, "--routing", "--frames", 8, "--out", tmp_path)
+    status, out, err = say(capsys, laid_out, "--routing", "--no-start", "--frames", 8, "--out", tmp_path)
     assert status == 0, err
     assert "no regions.png" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["routing.json", "routing.png"]

@@ -69,7 +69,7 @@ def test_what_a_policy_does_not_tell_is_zeros_and_the_report_says_so_instead_of_
     assert bare.entropy_LM.tolist() == [[0.0, 0.0]]
     assert Routing.from_json({k: v for k, v in bare.to_json().items() if "entropy" not in k}).entropy_LM.shape == (1, 2)
     frame = Frame("press", 0, 0, 0, "press it", bare, (), {})
-    report = routing_json([frame], None, {})
+    report = routing_json([frame], None, [], {})
     assert report["layers"][0]["modalities"]["vision"]["entropy_nats"] is None
     assert report["layers"][0]["experts"]["vision.0"]["over_fair"] == 1.0
     with pytest.raises(ValueError, match=r"tokens_LM has shape \(1,\)"):
@@ -83,7 +83,7 @@ def test_fair_is_an_even_share_of_what_the_role_can_get():
 
 def test_a_cold_expert_is_named_and_one_that_nothing_asks_for_is_idle():
     asked = routing_of([[30, 29, 1, 0], [0, 0, 0, 2]], [[0, 0, 0, 0], [0, 0, 2, 2]], tokens=[[30, 1], [0, 2]])
-    report = routing_json([Frame("press", 0, 0, 0, "press it", asked, (), {})], None, {})
+    report = routing_json([Frame("press", 0, 0, 0, "press it", asked, (), {})], None, [], {})
     first, second = report["layers"]
     assert (first["cold"], first["idle"]) == (["vision.2"], [])
     assert first["experts"]["vision.2"]["over_fair"] == pytest.approx(0.05, rel=0.05)
@@ -95,7 +95,7 @@ def test_a_cold_expert_is_named_and_one_that_nothing_asks_for_is_idle():
 def test_entropy_and_drop_rates_are_per_token_and_per_route():
     dropped = [[[3, 0, 0, 0], [0, 0, 0, 0]]]
     routing = routing_of([[6, 2, 0, 0], [0, 0, 1, 1]], tokens=[[4, 1]], entropy=[[4.0, 0.25]], dropped=dropped)
-    layer = routing_json([Frame("press", 0, 0, 0, "press it", routing, (), {})], None, {})["layers"][0]
+    layer = routing_json([Frame("press", 0, 0, 0, "press it", routing, (), {})], None, [], {})["layers"][0]
     assert layer["modalities"]["vision"]["entropy_nats"] == 1.0
     assert layer["modalities"]["vision"]["entropy_of_log_experts"] == pytest.approx(1 / np.log(4))
     assert layer["experts"]["vision.0"]["drop_rate"] == 0.5
@@ -105,7 +105,7 @@ def test_entropy_and_drop_rates_are_per_token_and_per_route():
 
 
 def test_shares_are_conserved():
-    report = routing_json(frames_of(lambda task, phase, rng: rng.integers(0, 3, 4)), None, {})
+    report = routing_json(frames_of(lambda task, phase, rng: rng.integers(0, 3, 4)), None, [], {})
     layer = report["layers"][0]
     assert sum(row["share"] for row in layer["experts"].values()) == pytest.approx(1)
     assert sum(row["routes"] for row in layer["experts"].values()) == 64 * 12
@@ -115,7 +115,7 @@ def test_shares_are_conserved():
 
 
 def test_random_routes_are_not_called_specialisation():
-    report = routing_json(frames_of(lambda task, phase, rng: rng.integers(0, 3, 4)), None, {})
+    report = routing_json(frames_of(lambda task, phase, rng: rng.integers(0, 3, 4)), None, [], {})
     assert not any(row["significant"] for row in report["information"])
     row = find(report, "task", "vision")
     assert row["bits"] > 0  # the plug-in estimate alone would have said so
@@ -131,7 +131,7 @@ def test_random_routes_are_not_called_specialisation():
     ],
 )
 def test_what_sways_the_gate_is_found_and_nothing_else(label, tokens, choose):
-    report = routing_json(frames_of(choose), None, {})
+    report = routing_json(frames_of(choose), None, [], {})
     found = {(row["label"], row["tokens"]) for row in report["information"] if row["significant"]}
     assert found == {(label, tokens)}
     assert find(report, label, tokens)["beyond_chance"] > 0.15
@@ -168,11 +168,11 @@ def test_holm_multiplies_the_smallest_most_and_never_falls():
 
 def test_the_start_stands_beside_the_end_in_the_table():
     start = {"vision": {"vision": 0.87, "arm": 0.13}}
-    report = routing_json(frames_of(lambda task, phase, rng: [0] * 4), start, {"data": "d", "split": "all"})
+    report = routing_json(frames_of(lambda task, phase, rng: [0] * 4), start, [], {"data": "d", "split": "all"})
     out = StringIO()
     print_routing(report, Console(file=out, width=100))
     assert "100 % (87 %)" in out.getvalue()
-    assert report["role_share_at_start"] == start
+    assert report["role_share_at_step0"] == start
 
 
 def picture(path) -> np.ndarray:
@@ -194,7 +194,7 @@ def test_the_heat_maps_show_something_for_few_and_many_experts(tmp_path, many):
         counts = np.random.default_rng(0).integers(0, 9, (1, 2, 48))
         routing = Routing(MODALITIES, tuple(f"e{i}" for i in range(48)), roles, counts, counts.sum(axis=2) // 2)
         frames = [Frame("press", 0, 0, 0, "press it", routing, (), {})]
-    draw_routing(routing_json(frames, None, {"split": "all"}), tmp_path / "routing.png")
+    draw_routing(routing_json(frames, None, [], {"split": "all"}), tmp_path / "routing.png")
     image = picture(tmp_path / "routing.png")
     assert image.shape[1] > 500
     assert len(np.unique(colours_of(image))) > 200
@@ -216,4 +216,4 @@ def test_without_tokens_that_have_a_place_there_are_no_regions(tmp_path):
     blank = [Frame(f.task, f.phase, f.episode, f.step, f.sentence, f.routing, (asleep,), f.images) for f in frames]
     assert draw_regions(blank, tmp_path / "regions.png") is False
     assert not (tmp_path / "regions.png").exists()
-    assert not any(row["label"] == "region" for row in routing_json(blank, None, {})["information"])
+    assert not any(row["label"] == "region" for row in routing_json(blank, None, [], {})["information"])
