@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_robot import __version__
-from moe_robot.cli.inspect import Options, training_record
+from moe_robot.cli.inspect_checkpoint import training_record
 from moe_robot.registry import load_policy, presets
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Features, Observation, TellsTokenRoutes, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from moe_robot.cli.inspect import Options
     from moe_robot.data.loader import Dataset
     from moe_robot.evaluation.routing import Frame
 
