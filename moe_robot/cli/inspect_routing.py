@@ -13,7 +13,7 @@ import numpy as np
 from moe_robot import __version__
 from moe_robot.cli.inspect_checkpoint import training_record
 from moe_robot.registry import load_policy, presets
-from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Features, Observation, TellsTokenRoutes, UserError
+from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Observation, TellsTokenRoutes, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +54,7 @@ def inspect_routing(options: Options, folder: Path) -> int:
     look(policy, dataset, chosen[:1], console)  # a policy without a gate is told apart before anything is written
     make_folder(out)
     frames = look(policy, dataset, chosen, console)
-    fresh = untrained(folder, policy.features, data, training, device) if options.start else None
+    fresh = untrained(folder, data, training, device) if options.start else None
     report = routing_json(
         frames,
         (training.get("routing") or {}).get("step0"),
@@ -177,7 +177,7 @@ def look(policy: Any, dataset: Dataset, chosen: Sequence[tuple[int, int, int]], 
     return frames
 
 
-def untrained(folder: Path, features: Features, data: Path, training: Mapping[str, Any], device: str) -> Any | None:
+def untrained(folder: Path, data: Path, training: Mapping[str, Any], device: str) -> Any | None:
     """A policy of the same shape before its first training step, from the same seed; None where it cannot be rebuilt.
 
     On the data of its training these are the weights with which it began: training makes the policy first of all.
@@ -195,7 +195,7 @@ def untrained(folder: Path, features: Features, data: Path, training: Mapping[st
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.get("seed", SEED))
         fresh = classes[config["preset"]].from_preset(
-            config["preset"], features, dataset.statistics, dataset.tasks, config.get("task_names", ()), **shape
+            config["preset"], dataset.features, dataset.statistics, dataset.tasks, config.get("task_names", ()), **shape
         )
     return fresh.to(device).eval()
 

@@ -19,16 +19,17 @@ SIZE, TASKS = 16, ("press_red", "pick_cube")
 STEP0 = {"vision": {"vision": 1.0, "arm": 0.0}}
 
 
-def write_data(folder, camera: str = "front") -> None:
-    """Two tasks, three episodes each of twelve frames."""
-    features = Features({camera: (SIZE, SIZE)}, ("joint.pos", "gripper.opening"), ("dx", "gripper"), 10)
+def write_data(folder, camera: str = "front", places: tuple[str, ...] = ()) -> None:
+    """Two tasks, three episodes each of twelve frames; where things are, when they have names."""
+    features = Features({camera: (SIZE, SIZE)}, ("joint.pos", "gripper.opening"), ("dx", "gripper"), 10, places)
     writer = DatasetWriter(folder, features, {"environment": "nowhere/Patches-v0", "tasks": list(TASKS)})
     rng = np.random.default_rng(0)
     for episode in range(6):
         builder = EpisodeBuilder(features)
         for _ in range(12):
             image = rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
-            builder.add({camera: image}, rng.normal(size=2).astype(np.float32), np.zeros(2, np.float32))
+            told = rng.normal(size=len(places)).astype(np.float32) if places else None
+            builder.add({camera: image}, rng.normal(size=2).astype(np.float32), np.zeros(2, np.float32), told)
         task = TASKS[episode % 2]
         writer.append(builder.finish(f"{task.replace('_', ' the ')} please", {"env_task": task, "seed": episode}))
     writer.commit()
@@ -147,6 +148,16 @@ def test_beside_the_gate_stands_what_it_was_before_training(reported, laid_out, 
     assert untouched["untrained"]["layers"] == untouched["layers"]  # nothing was trained: the very same gate
     _, out, _ = say(capsys, tmp_path / "fresh", "--routing", "--no-start", *data)
     assert json.loads(out)["untrained"] is None
+
+
+def test_the_data_may_tell_of_other_things_than_the_checkpoint_learned_from(tmp_path, capsys):
+    write_data(tmp_path / "mine", places=("cube.x", "cube.y"))
+    write_data(tmp_path / "theirs", places=("nut.x",))
+    write_checkpoint(tmp_path / "checkpoint", tmp_path / "mine")
+    command = (tmp_path / "checkpoint", "--routing", "--frames", 4, "--json", "--data", tmp_path / "theirs")
+    status, out, err = say(capsys, *command)
+    assert status == 0, err
+    assert json.loads(out)["untrained"] is not None
 
 
 @pytest.mark.parametrize("name", ["routing.png", "regions.png"])
