@@ -131,26 +131,82 @@ class FeatureStatistics:
     """``"q01"``, ``"q10"``, ``"q50"``, ``"q90"``, ``"q99"`` -> array of the same shape as ``mean``."""
 
 
+def _untold() -> np.ndarray:
+    return np.zeros(0)
+
+
 @dataclass(frozen=True)
 class Routing:
-    """How many (token, expert) routes the gate made, per layer, modality and expert.
+    """What the gate did: routes per layer, modality and expert, and how sure it was.
+
+    Only the counts must be told; the rest is zeros where a policy does not tell it. Routings of one gate add up.
 
     Attributes:
         modalities: names of the token kinds, for example ``("vision", "arm", "grasp", "language")``.
         experts: names of the experts, for example ``"vision.0"``.
         roles: the role of each expert, aligned with ``experts``.
-        counts_LME: int64 array (layers, modalities, experts).
+        counts_LME: int64 array (layers, modalities, experts): (token, expert) routes that the gate made, those that
+            found no place included.
+        tokens_LM: int64 array (layers, modalities): tokens that the gate saw; 0 everywhere where untold.
+        entropy_LM: float64 array (layers, modalities): the gate's entropy in nats, summed over tokens.
+        dropped_LME: int64 array (layers, modalities, experts): routes lost to capacity.
+        top_LME: int64 array (layers, modalities, experts): first choices alone, one per token.
     """
 
     modalities: tuple[str, ...]
     experts: tuple[str, ...]
     roles: tuple[str, ...]
     counts_LME: np.ndarray
+    tokens_LM: np.ndarray = field(default_factory=_untold)
+    entropy_LM: np.ndarray = field(default_factory=_untold)
+    dropped_LME: np.ndarray = field(default_factory=_untold)
+    top_LME: np.ndarray = field(default_factory=_untold)
+
+    def __post_init__(self) -> None:
+        shape = self.counts_LME.shape
+        for name, wanted, kind in (
+            ("tokens_LM", shape[:2], np.int64),
+            ("entropy_LM", shape[:2], np.float64),
+            ("dropped_LME", shape, np.int64),
+            ("top_LME", shape, np.int64),
+        ):
+            value = getattr(self, name)
+            if value is None or value.size == 0:
+                object.__setattr__(self, name, np.zeros(wanted, dtype=kind))
+            elif value.shape != wanted:
+                raise ValueError(f"routing {name} has shape {value.shape}, expected {wanted} as in the counts")
 
     def __add__(self, other: Routing) -> Routing:
         if (self.modalities, self.experts) != (other.modalities, other.experts):
             raise ValueError("routing counts of two different gates cannot be added")
-        return Routing(self.modalities, self.experts, self.roles, self.counts_LME + other.counts_LME)
+        return Routing(
+            self.modalities,
+            self.experts,
+            self.roles,
+            self.counts_LME + other.counts_LME,
+            self.tokens_LM + other.tokens_LM,
+            self.entropy_LM + other.entropy_LM,
+            self.dropped_LME + other.dropped_LME,
+            self.top_LME + other.top_LME,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict of lists."""
+        arrays = ("counts_LME", "tokens_LM", "entropy_LM", "dropped_LME", "top_LME")
+        names = {name: list(getattr(self, name)) for name in ("modalities", "experts", "roles")}
+        return names | {name: getattr(self, name).tolist() for name in arrays}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Routing:
+        """The inverse of :meth:`to_json`; what an older file does not tell is zeros."""
+        kinds = {"tokens_LM": np.int64, "entropy_LM": np.float64, "dropped_LME": np.int64, "top_LME": np.int64}
+        return cls(
+            tuple(data["modalities"]),
+            tuple(data["experts"]),
+            tuple(data["roles"]),
+            np.asarray(data["counts_LME"], dtype=np.int64),
+            **{name: np.asarray(data[name], dtype=kind) for name, kind in kinds.items() if name in data},
+        )
 
     def share(self) -> dict[str, dict[str, float]]:
         """Modality -> role -> share of that modality's routes, over all layers; absent modalities are left out."""
@@ -264,6 +320,49 @@ class Costed(Protocol):
 
     def cost(self) -> Cost:
         """Parameters and floating point operations of one new action chunk."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenLabel:
+    """What one token is made of.
+
+    Attributes:
+        modality: its kind, for example ``"vision"``.
+        name: for people, for example ``"patch 2,3"``.
+        camera: the camera it comes from, or None.
+        cell: (row, column, rows, columns) of its place in a regular grid over the camera's picture, or None for a
+            token that has no fixed place.
+    """
+
+    modality: str
+    name: str
+    camera: str | None = None
+    cell: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class TokenRoutes:
+    """Where every token of the latest forward pass went in one layer.
+
+    Attributes:
+        labels: what the N tokens are, the same for every sample of the batch and every layer.
+        ids_BNK: int64 array (samples, tokens, K): experts, highest gate probability first; -1 where the token is absent
+            or takes no part in this layer.
+        weights_BNK: float32 array (samples, tokens, K): what each expert's output is multiplied by; 0 where absent.
+    """
+
+    labels: tuple[TokenLabel, ...]
+    ids_BNK: np.ndarray
+    weights_BNK: np.ndarray
+
+
+@runtime_checkable
+class TellsTokenRoutes(Protocol):
+    """A policy that can say which token went where; a policy without it lacks only the pictures of image regions."""
+
+    def token_routes(self) -> tuple[TokenRoutes, ...]:
+        """One per layer, of the latest forward pass; empty for a policy without a gate."""
         ...
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from moe_robot.evaluation.episode import Episode, Job
 from moe_robot.types import Routing, UserError
 
@@ -122,13 +120,7 @@ def episode_to_json(episode: Episode) -> dict[str, Any]:
         **plain,
         "latency_ms": [round(t, 4) for t in episode.latency_ms],
         "step_ms": [round(t, 4) for t in episode.step_ms],
-        "routing": routing
-        and {
-            "modalities": routing.modalities,
-            "experts": routing.experts,
-            "roles": routing.roles,
-            "counts_LME": routing.counts_LME.tolist(),
-        },
+        "routing": routing and routing.to_json(),
     }
 
 
@@ -137,12 +129,6 @@ def episode_from_json(data: Mapping[str, Any]) -> Episode:
     rest = dict(data)
     job = Job(**{name: rest.pop(name) for name in Job.__dataclass_fields__ if name in rest})
     routing = rest.pop("routing")
-    if routing is not None:
-        routing = Routing(
-            tuple(routing["modalities"]),
-            tuple(routing["experts"]),
-            tuple(routing["roles"]),
-            np.asarray(routing["counts_LME"], dtype=np.int64),
-        )
+    routing = None if routing is None else Routing.from_json(routing)
     latency_ms, step_ms = tuple(rest.pop("latency_ms")), tuple(rest.pop("step_ms"))
     return Episode(job=job, routing=routing, latency_ms=latency_ms, step_ms=step_ms, **rest)

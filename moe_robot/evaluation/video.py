@@ -29,6 +29,7 @@ ROLES: dict[str, RGB] = {
 OTHER_ROLES: tuple[RGB, ...] = ((190, 60, 110), (20, 140, 150), (130, 120, 30), (100, 100, 110))
 
 SIDE = 448  # height of the large camera picture, in pixels
+NAME_HEIGHT = 13  # rows of lamps closer than this, in pixels, are not named one by one
 HOLD_S = 1.0  # the last frame stands still, so that the verdict can be read
 
 
@@ -76,14 +77,17 @@ def lamps(routing: Routing, width: int, height: int, *, labels: bool = True) -> 
     groups = sum(a != b for a, b in zip(routing.roles, routing.roles[1:], strict=False))
     pitch_y = (height - top) / (n_experts + 0.4 * groups)
     pitch_x = (width - left) / n_layers
+    each_named = pitch_y >= NAME_HEIGHT
     radius = min(15.0, max(2.0, 0.40 * min(pitch_x, pitch_y)))
     y = top + pitch_y / 2
     for e, (name, role) in enumerate(zip(routing.experts, routing.roles, strict=True)):
         if e and role != routing.roles[e - 1]:
             y += 0.4 * pitch_y
         color = role_color(role, routing.roles)
-        if labels:
+        if labels and each_named:
             _text(picture, name, (0, int(y + 4)), 0.42, color if bright_LE[:, e].any() else FAINT)
+        elif labels and (e == 0 or role != routing.roles[e - 1]):  # names would overlap: the role names its experts
+            _text(picture, role, (0, int(y + 4)), 0.42, color)
         for layer in range(n_layers):
             x = left + (layer + 0.5) * pitch_x
             _dot(picture, (x, y), radius, ASLEEP)
@@ -156,8 +160,8 @@ def _status(panel: np.ndarray, shot: Shot, episode: Episode, fps: int, *, over: 
 def strip(shots: Sequence[Shot], episode: Episode, fps: int, *, n: int = 6, side: int = 208) -> np.ndarray:
     """``n`` moments of an episode side by side with the experts that woke below each, uint8 (H, W, 3) RGB."""
     gap, header = 12, 44
-    gated = shots[0].routing is not None
-    label, lamp_height = (92, 150) if gated else (0, 0)
+    first = shots[0].routing
+    label, lamp_height = (0, 0) if first is None else (92, max(150, min(320, 18 * len(first.experts))))
     width = gap + label + n * (side + gap)
     picture = np.full((header + side + 30 + lamp_height + gap, width, 3), PAPER, dtype=np.uint8)
     _fitted(picture, f'"{episode.sentence}"', (gap + label, 30), width - 2 * gap - label, 0.7, INK)
@@ -172,7 +176,6 @@ def strip(shots: Sequence[Shot], episode: Episode, fps: int, *, n: int = 6, side
         if shot.routing is not None:
             y = header + side + 30
             picture[y : y + lamp_height, x : x + side] = lamps(shot.routing, side, lamp_height, labels=False)
-    first = shots[0].routing
     if first is not None:
         named = lamps(first, label + 90, lamp_height + 26)[26:, :label]
         y = header + side + 30

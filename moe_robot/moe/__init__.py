@@ -17,7 +17,7 @@ from moe_robot.moe.losses import (
     z_loss,
 )
 from moe_robot.moe.plan import RoutingPlan, make_plan
-from moe_robot.moe.report import count_routes, drop_rate
+from moe_robot.moe.report import count_dropped, count_first, count_routes, count_tokens, drop_rate, sum_entropy
 from moe_robot.moe.router import Router
 from moe_robot.moe.segment_experts import AttentionExpert, ConvolutionExpert
 
@@ -37,7 +37,10 @@ __all__ = [
     "balance_loss_over_all",
     "combine",
     "competitive_loss",
+    "count_dropped",
+    "count_first",
     "count_routes",
+    "count_tokens",
     "drop_rate",
     "execute",
     "execute_loop",
@@ -50,5 +53,6 @@ __all__ = [
     "local_entropy",
     "make_plan",
     "revive",
+    "sum_entropy",
     "z_loss",
 ]

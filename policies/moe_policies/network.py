@@ -49,12 +49,14 @@ class Outputs:
         finds: per camera, what it found of each thing whose place is to be told (B, things, R).
         plans: routing plans per layer, the entry layer first; empty for a dense trunk. The entry layer has two: of the
             sensors' tokens and of the glimpses.
+        present: aligned with ``plans``: bool (B, N) each, which tokens the plan's rows are, sample by sample.
     """
 
     action_BGD: Tensor
     summary_BS: Tensor
     finds: list[Tensor]
     plans: list[list[RoutingPlan]]
+    present: list[list[Tensor]]
 
 
 def split_by_role(names: Sequence[str], ignored: Sequence[str] = ()) -> dict[str, list[int]]:
@@ -134,16 +136,22 @@ class Network(nn.Module):
             _mean_word(arriving, words) if self.by_instruction else None,
         )
         plans: list[list[RoutingPlan]] = [[] for _ in range(1 + len(self.blocks))]
+        present: list[list[Tensor]] = [[] for _ in plans]
+
+        def note(layer: int, plan: RoutingPlan | None, routed: Tokens) -> None:
+            if plan is not None:
+                plans[layer].append(plan)
+                present[layer].append(routed.present_BN)
 
         def enter(arriving: Tokens) -> Tokens:
             y_BND, plan = self.entry(arriving, gating)
-            plans[0] += [] if plan is None else [plan]
+            note(0, plan, arriving)
             y_BND = y_BND.float()  # the residual stream stays in float32
             return arriving.replaced(y_BND if plan is None else carry_lost(arriving, y_BND, plan))
 
         def run(layer: int, arriving: Tokens, keep: int | None = None) -> Tokens:
             leaving, plan = self.blocks[layer - 1](arriving, gating, keep)
-            plans[layer] += [] if plan is None else [plan]
+            note(layer, plan, leaving)
             return leaving
 
         tokens = run(1, enter(arriving))
@@ -159,7 +167,11 @@ class Network(nn.Module):
             tokens = run(layer, tokens)
         tokens = run(last, tokens, keep=len(self.action_roles))
         return Outputs(
-            tokens.x_BND, summary_BS, [finds for _, finds in looks], [of_layer for of_layer in plans if of_layer]
+            tokens.x_BND,
+            summary_BS,
+            [finds for _, finds in looks],
+            [of_layer for of_layer in plans if of_layer],
+            [of_layer for of_layer in present if of_layer],
         )
 
     def told_places(self, finds: Sequence[Tensor], state_BS: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from moe_policies.presets import PRESETS, preset
 from moe_policies.pretrained import TextEncoder, resolve_text_encoder
 from moe_policies.processor import Processor
 from moe_policies.surgery import extract, upcycle
+from moe_policies.tracing import label_tokens, tell, trace
 from moe_robot.moe import ColdWatch, RoutingPlan, count_routes, drop_rate, expert_names, forget_moments, revive
 from moe_robot.registry import unknown
 from moe_robot.types import (
@@ -40,6 +41,7 @@ from moe_robot.types import (
     GateEvent,
     Observation,
     Routing,
+    TokenRoutes,
     UserError,
 )  # fmt: skip
 
@@ -71,6 +73,7 @@ class MultimodalPolicy(nn.Module):
         self._queue: deque[np.ndarray] = deque()
         self.latest_plans: Sequence[Sequence[RoutingPlan]] = ()
         """Of the latest pass, per layer with experts."""
+        self._present: Sequence[Sequence[Tensor]] = ()
         self._available_E: Tensor | None = None
         self._absent: frozenset[str] = frozenset()
         self.watches = nn.ModuleList(
@@ -193,7 +196,7 @@ class MultimodalPolicy(nn.Module):
         inputs = self._inputs(batch)
         with self._measuring_a_batch():
             out = self.network(inputs, self._available_E)
-        self.latest_plans = out.plans
+        self.latest_plans, self._present = out.plans, out.present
         target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
         loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
         logs = {"action_loss": float(loss.detach())}
@@ -288,7 +291,7 @@ class MultimodalPolicy(nn.Module):
                 "of one robot would depend on the rest of the batch; train with gate_choice=token to act"
             )
         out = self.network(self._inputs(batch), self._available_E)
-        self.latest_plans = out.plans
+        self.latest_plans, self._present = out.plans, out.present
         self.inference_count += 1
         return self.processor.unnormalise(ACTION, self.network.head.sample(out.action_BGD).float())
 
@@ -317,9 +320,16 @@ class MultimodalPolicy(nn.Module):
         """Routes of the latest forward pass, or None without a gate."""
         if not self.latest_plans:
             return None
-        m = len(MODALITIES)
-        counts_LME = torch.stack([torch.stack([count_routes(p, m) for p in of]).sum(dim=0) for of in self.latest_plans])
-        return Routing(MODALITIES, expert_names(self.config.experts), self.network.roles, counts_LME.cpu().numpy())
+        return tell(self.latest_plans, expert_names(self.config.experts), self.network.roles)
+
+    def token_routes(self) -> tuple[TokenRoutes, ...]:
+        """Which token of the latest forward pass went to which experts, per layer; empty without a gate."""
+        if not self.latest_plans:
+            return ()
+        patches, glimpses = self.config.patches, self.config.glimpses
+        others = len(label_tokens(self.network, 0, patches, 0))
+        n_words = self._present[0][0].shape[1] - others  # the glimpses are not among the first to enter
+        return trace(self.latest_plans, self._present, label_tokens(self.network, n_words, patches, glimpses))
 
     # --- the edge ---------------------------------------------------------------------------------------------------
     def batch_of_one(self, observation: Observation) -> dict[str, Any]:
