@@ -23,6 +23,7 @@ from moe_policies.network import Inputs, Network
 from moe_policies.presets import PRESETS, preset
 from moe_policies.pretrained import TextEncoder, resolve_text_encoder
 from moe_policies.processor import Processor
+from moe_policies.senses import Senses
 from moe_policies.surgery import extract, upcycle
 from moe_policies.tracing import label_tokens, tell, trace
 from moe_robot.moe import ColdWatch, RoutingPlan, count_routes, drop_rate, expert_names, forget_moments, revive
@@ -31,9 +32,6 @@ from moe_robot.types import (
     ACTION,
     ACTION_IS_PAD,
     ENVIRONMENT_STATE,
-    IMAGE_PREFIX,
-    STATE,
-    TASK,
     TASK_NAME,
     Cost,
     Features,
@@ -69,13 +67,13 @@ class MultimodalPolicy(nn.Module):
         self.config, self._features = config, features
         self.processor = Processor(config, features, statistics)
         self.network = Network(config, features, text_encoder)
+        self.senses = Senses(config, features, reads=text_encoder is not None)
         self.inference_count = 0
         self._queue: deque[np.ndarray] = deque()
         self.latest_plans: Sequence[Sequence[RoutingPlan]] = ()
         """Of the latest pass, per layer with experts."""
         self._present: Sequence[Sequence[Tensor]] = ()
         self._available_E: Tensor | None = None
-        self._absent: frozenset[str] = frozenset()
         self.watches = nn.ModuleList(
             ColdWatch(layer.router.roles, MODALITIES, config.cold_after, pooled=config.balances_all)
             for layer in self.network.moe_layers
@@ -259,24 +257,15 @@ class MultimodalPolicy(nn.Module):
         """Parameters, and the floating-point operations of one new action chunk."""
         return cost_of(self.network, words)
 
-    # --- missing sensors
+    # --- missing sensors --------------------------------------------------------------------------------------------
     @property
     def sensors(self) -> tuple[str, ...]:
         """What can be missing: the cameras, the state's parts ("arm", "grasp"), and "language"."""
-        state = [str(stem.modality) for stem in self.network.states]
-        return (*self.features.cameras, *state, *(("language",) if self.network.text is not None else ()))
+        return self.senses.names
 
     def disable_sensors(self, names: Sequence[str]) -> None:
         """Treat these sensors as missing from now on (to study what the policy needs); empty switches all on."""
-        for name in names:
-            if name not in self.sensors:
-                raise unknown("sensor", name, self.sensors)
-        self._check_not_blind(names)
-        self._absent = frozenset(names)
-
-    def _check_not_blind(self, absent: Iterable[str]) -> None:
-        if set(absent) >= set(self.sensors):
-            raise UserError(f"all sensors are missing: expected at least one of {', '.join(self.sensors)}")
+        self.senses.disable(names)
 
     # --- acting -----------------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -298,7 +287,7 @@ class MultimodalPolicy(nn.Module):
     def select_action(self, observation: Observation) -> np.ndarray:
         """The next action (A,), float32. Runs the network when the last chunk's ``execute`` steps are used up."""
         if not self._queue:
-            chunk_HA = self.predict_action_chunk(self.batch_of_one(observation))[0]
+            chunk_HA = self.predict_action_chunk(self.senses.batch_of_one(observation))[0]
             self._queue.extend(chunk_HA[: self.config.execute].cpu().numpy().astype(np.float32))
         return self._queue.popleft()
 
@@ -331,73 +320,8 @@ class MultimodalPolicy(nn.Module):
         n_words = self._present[0][0].shape[1] - others  # the glimpses are not among the first to enter
         return trace(self.latest_plans, self._present, label_tokens(self.network, n_words, patches, glimpses))
 
-    # --- the edge ---------------------------------------------------------------------------------------------------
-    def batch_of_one(self, observation: Observation) -> dict[str, Any]:
-        """An observation as a batch of :meth:`predict_action_chunk`, checked against the policy's features."""
-        batch: dict[str, Any] = {}
-        for camera, (height, width) in self.features.cameras.items():
-            frame = observation.images.get(camera)
-            if frame is None:
-                if self.config.sensor_dropout:
-                    continue
-                there = ", ".join(map(repr, observation.images)) or "none"
-                raise UserError(
-                    f"the observation lacks camera {camera!r} (it has {there}): "
-                    "the policy was trained with it always there; train with --config sensor_dropout=0.1 to do without"
-                )
-            if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
-                raise UserError(
-                    f"camera {camera!r} gives {frame.dtype} {frame.shape}, expected uint8 ({height}, {width}, 3)"
-                )
-            batch[IMAGE_PREFIX + camera] = frame[None]
-        n = len(self.features.state_names)
-        if observation.state is not None or not self.config.sensor_dropout:
-            shape = None if observation.state is None else observation.state.shape
-            if observation.state is None or shape != (n,):
-                names = ", ".join(self.features.state_names)
-                raise UserError(f"the observation's state has shape {shape}, expected ({n},): {names}")
-            batch[STATE] = observation.state[None]
-        if self.network.text is not None and not observation.task:
-            raise UserError("the observation has no instruction, and the policy was trained to read one: set its task")
-        batch[TASK] = [observation.task or ""]
-        return batch
-
     def _tensor(self, value: Any) -> Tensor:
         return torch.as_tensor(value).to(self.device, non_blocking=True)
 
     def _inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        images, absent, b = {}, set(self._absent), len(batch[TASK])
-        for camera, (height, width) in self.features.cameras.items():
-            key = IMAGE_PREFIX + camera
-            if key in batch:
-                frames = self._tensor(batch[key])
-            elif self.config.sensor_dropout:
-                absent.add(camera)
-                frames = torch.zeros(b, height, width, 3, dtype=torch.uint8, device=self.device)
-            else:
-                raise unknown("key in the batch, which lacks", key, [k for k in batch if k.startswith(IMAGE_PREFIX)])
-            images[camera] = self.processor.image(camera, frames)
-        if STATE in batch or not self.config.sensor_dropout:
-            state_BS = self.processor.normalise(STATE, self._tensor(batch[STATE]))
-        else:
-            absent |= {str(stem.modality) for stem in self.network.states}
-            state_BS = torch.zeros(b, len(self.features.state_names), device=self.device)
-        self._check_not_blind(absent)
-        present = {sensor: torch.zeros(b, dtype=torch.bool, device=self.device) for sensor in absent}
-        if self.training and self.config.sensor_dropout:
-            present = self._dropped(b)
-        return Inputs(images, state_BS, self._sentences(batch), present)
-
-    def _dropped(self, b: int) -> dict[str, Tensor]:
-        """Sensor -> bool (B,): what each sample of a training batch keeps; never nothing but the sentence."""
-        sensors = [sensor for sensor in self.sensors if sensor != "language"]
-        keep_BS = torch.rand(b, len(sensors), device=self.device) >= self.config.sensor_dropout
-        keep_BS[:, 0] |= ~keep_BS.any(dim=1)
-        return dict(zip(sensors, keep_BS.unbind(dim=1), strict=True))
-
-    def _sentences(self, batch: Mapping[str, Any]) -> Sequence[str]:
-        if only := self.config.only_instruction:
-            for sentence in batch[TASK]:
-                if sentence != only and "language" not in self._absent:
-                    raise UserError(f"this policy was cut out for {only!r} and follows nothing else, got {sentence!r}")
-        return batch[TASK]
+        return self.senses.inputs(batch, self.processor, self.device, self.training)

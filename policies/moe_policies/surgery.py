@@ -124,4 +124,4 @@ def _blank(policy: MultimodalPolicy, sentence: str) -> dict[str, Any]:
 
     images = {name: np.zeros((*size, 3), np.uint8) for name, size in policy.features.cameras.items()}
     state = np.zeros(len(policy.features.state_names), np.float32)
-    return policy.batch_of_one(Observation(images, state, sentence))
+    return policy.senses.batch_of_one(Observation(images, state, sentence))

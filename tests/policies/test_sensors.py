@@ -124,7 +124,7 @@ def test_sensor_dropout_hides_sensors_in_training_only_and_never_all(features, s
     for _ in range(5):
         loss, _ = policy(batch)
         assert loss.isfinite()
-        kept = torch.stack(list(policy._dropped(200).values()))
+        kept = torch.stack(list(policy.senses.dropped(200, torch.device("cpu")).values()))
         assert kept.any(dim=0).all()
         assert 0.0 < kept.float().mean() < 0.5
     loss.backward()
