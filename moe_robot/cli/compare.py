@@ -243,7 +243,7 @@ def _show(options: Options, paths: Sequence[Path], labels: Sequence[str], speed:
     missing += [f"{label} (every seed)" for label in labels if label not in told]
     if not runs:
         raise UserError(f"no result in {options.out / 'results'} yet: expected files LABEL-seedK.json")
-    order = list(dict.fromkeys([*labels, *(run.label for run in runs)]))
+    order = list(dict.fromkeys([*(labels or [options.baseline]), *(run.label for run in runs)]))
     comparison = compare(sorted(runs, key=lambda run: (order.index(run.label), run.seed)), options.baseline)
     speed = stored_speed(options.out) if speed is None else speed
     tables = grids(comparison, speed)
