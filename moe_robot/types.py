@@ -167,6 +167,44 @@ class Routing:
         return table
 
 
+@dataclass(frozen=True)
+class GateEvent:
+    """Something that happened to an expert in training.
+
+    Attributes:
+        kind: "cold" (it has had next to no tokens for long) or "revived".
+        layer: which feed-forward layer with experts, the entry layer is 0.
+        expert: its name.
+        source: the expert that a revived one became a copy of.
+    """
+
+    kind: str
+    layer: int
+    expert: str
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a policy costs.
+
+    Attributes:
+        total_parameters: all that are stored.
+        active_parameters: those that one token can meet: all but the experts that it does not wake.
+        flops: floating-point operations of one new action chunk for one observation, by part ("stems", "attention",
+            "gate", "experts", "head"); a multiplication and an addition are two.
+    """
+
+    total_parameters: int
+    active_parameters: int
+    flops: Mapping[str, int]
+
+    @property
+    def total_flops(self) -> int:
+        """All parts together."""
+        return sum(self.flops.values())
+
+
 @runtime_checkable
 class Policy(Protocol):
     """What evaluation and deployment need of a policy. One instance controls one robot at a time."""
@@ -197,8 +235,8 @@ class Policy(Protocol):
         """Switch all experts of these roles off from now on (a knock-out study); an empty sequence switches all on."""
         ...
 
-    def after_update(self) -> None:
-        """Called by the training loop after each optimiser step (gate biases)."""
+    def after_update(self, optimiser: Any = None) -> Sequence[GateEvent]:
+        """Called by the training loop after each optimiser step: gate biases, cold experts. Returns what happened."""
         ...
 
 
@@ -218,26 +256,6 @@ class SensorSwitches(Protocol):
             UserError: an unknown name, or nothing left to sense with.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one new action chunk for one observation costs.
-
-    Attributes:
-        total_parameters: all weights.
-        active_parameters: the weights that one chunk's tokens meet, with K of the experts for each.
-        flops: floating point operations by part: "stems", "attention", "gate", "experts", "head".
-    """
-
-    total_parameters: int
-    active_parameters: int
-    flops: Mapping[str, int]
-
-    @property
-    def total_flops(self) -> int:
-        """Of all parts together."""
-        return sum(self.flops.values())
 
 
 @runtime_checkable

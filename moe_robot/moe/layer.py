@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from moe_robot.moe.dispatch import execute_sorted
-from moe_robot.moe.experts import SwiGLU
+from moe_robot.moe.dispatch import execute
+from moe_robot.moe.experts import Activation, FeedForwardExpert
 from moe_robot.moe.plan import RoutingPlan
-from moe_robot.moe.router import Router
+from moe_robot.moe.router import GateConfig, Router, Units
 
 
 def expert_roles(counts: Mapping[str, int]) -> tuple[str, ...]:
@@ -23,14 +24,22 @@ def expert_names(counts: Mapping[str, int]) -> tuple[str, ...]:
 
 
 class MoEFeedForward(nn.Module):
-    """A learned gate and E SwiGLU experts; only the K chosen experts of a token run.
+    """A gate and E experts; only the K chosen experts of a token run.
 
     Args:
         width: D.
         hidden: hidden width of one expert.
         experts: role -> number of experts.
         modalities: names of the token kinds.
-        experts_per_token, prior, learned_gate: see :class:`Router`.
+        gate: how the gate decides.
+        activation: of the experts: "swiglu", "geglu" or "relu".
+        kinds: role -> class of its experts, ``kind(width, hidden)``, for roles whose experts are no plain
+            feed-forward network: any module (R, D) -> (R, D). One with ``takes_segments`` is called with the rows of
+            whole segments and their segment ids; one with ``accepts`` (names of modalities) gets only tokens of these.
+        shared: always-on experts beside the routed ones (DeepSeekMoE, Dai et al. 2024, eq. 9); their outputs are added.
+
+    Raises:
+        ValueError: for a role among ``kinds`` that has no experts, or a gate that does not fit.
     """
 
     def __init__(
@@ -39,18 +48,43 @@ class MoEFeedForward(nn.Module):
         hidden: int,
         experts: Mapping[str, int],
         modalities: Sequence[str],
-        experts_per_token: int = 2,
-        prior: float = 1.0,
-        learned_gate: bool = True,
+        gate: GateConfig | None = None,
+        activation: Activation = "swiglu",
+        kinds: Mapping[str, type[nn.Module]] | None = None,
+        shared: int = 0,
     ) -> None:
         super().__init__()
-        roles = expert_roles(experts)
-        self.router = Router(width, roles, modalities, experts_per_token, prior, learned_gate)
-        self.experts = nn.ModuleList(SwiGLU(width, hidden) for _ in roles)
+        roles, kinds = expert_roles(experts), kinds or {}
+        for role in kinds:
+            if role not in roles:
+                raise ValueError(f"unknown expert role {role!r}: expected one of {', '.join(dict.fromkeys(roles))}")
+        self.names = expert_names(experts)
+        accepts = [getattr(kinds.get(role), "accepts", None) for role in roles]
+        accepts_ME = torch.tensor([[names is None or m in names for names in accepts] for m in modalities])
+        self.router = Router(width, roles, modalities, gate, None if bool(accepts_ME.all()) else accepts_ME)
+        self.experts = nn.ModuleList(
+            kinds[role](width, hidden) if role in kinds else FeedForwardExpert(width, hidden, activation)
+            for role in roles
+        )
+        self.shared = FeedForwardExpert(width, shared * hidden, activation) if shared else None
 
     def forward(
-        self, x_TD: Tensor, modality_T: Tensor, available_E: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        modality_T: Tensor,
+        available: Tensor | None = None,
+        units: Units | None = None,
+        segment_T: Tensor | None = None,
     ) -> tuple[Tensor, RoutingPlan]:
-        """Tokens (T, D) -> (tokens (T, D), plan)."""
-        plan = self.router(x_TD, modality_T, available_E)
-        return execute_sorted(plan, x_TD, self.experts), plan
+        """Tokens (T, D) -> (tokens (T, D), plan).
+
+        Args:
+            x_TD: the tokens.
+            modality_T: int64 (T,).
+            available, units: see :meth:`Router.forward`.
+            segment_T: int64 (T,), the frame or sentence of each token, tokens of one side by side; needed by experts
+                that take whole segments.
+        """
+        plan = self.router(x_TD, modality_T, available, units)
+        y_TD = execute(plan, x_TD, self.experts, segment_T)
+        return (y_TD if self.shared is None else y_TD + self.shared(x_TD)), plan

@@ -1,7 +1,12 @@
-"""Auxiliary losses of the gate, pure functions of a plan. They are returned, never kept anywhere."""
+"""Auxiliary losses of the gate, pure functions of a plan. They are returned, never kept anywhere.
+
+The mean of a loss over layers is taken by the caller, after each layer's own product of shares: pooled over layers
+first, four layers that have each collapsed on another expert would look perfectly balanced.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,31 +15,133 @@ from torch import Tensor
 from moe_robot.moe.plan import RoutingPlan
 
 
-def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[str]) -> Tensor | None:
-    """Switch load balance (Fedus et al. 2021, eq. 4), per modality over the experts of its own role.
+def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Switch load balance (Fedus et al. 2021, eq. 4 to 6), per modality over the experts of its own role.
 
     For modality m with G experts of its role: ``G * sum_i f_i P_i`` where f_i is the share of m's routes to the role
     that expert i got and P_i its share of the gate probability; 1 when perfectly even. Modalities weigh equally,
     however many tokens each has, so that fifty camera tokens do not drown two state tokens. A role with no more
     experts than K has nothing to balance and is left out, and so is a modality that sends nothing to its own role (its
-    share there says nothing, and 0 would look better than even); None when nothing is left.
+    share there says nothing, and 0 would look better than even).
+
+    Returns:
+        the mean over the modalities that count, and whether there is any (1.0 or 0.0; the mean is then 0), as scalars:
+        tensors both, so that a GPU need not wait to know.
     """
-    terms = []
-    for m, modality in enumerate(modalities):
-        members = [e for e, role in enumerate(roles) if role == modality]
-        rows = plan.modality_T == m
-        if len(members) <= plan.experts_per_token or not bool(rows.any()):
-            continue
-        index = torch.tensor(members, device=plan.ids_TK.device)
-        f_G = (plan.ids_TK[rows].reshape(-1, 1) == index).float().sum(dim=0)
-        if not bool(f_G.any()):
-            continue
-        p_G = plan.probabilities_TE[rows][:, index].mean(dim=0)
-        f_G, p_G = f_G / f_G.sum(), p_G / p_G.sum().clamp(min=1e-9)
-        terms.append(len(members) * (f_G * p_G).sum())
-    return torch.stack(terms).mean() if terms else None
+    own_ME = torch.tensor([[role == m for role in roles] for m in modalities], device=plan.ids_TK.device)
+    f_ME = routes_of(plan, len(modalities)) * own_ME
+    p_ME = _by_modality(plan, len(modalities)).T @ plan.probabilities_TE * own_ME
+    total_M = f_ME.sum(dim=1)
+    size_M = own_ME.sum(dim=1)
+    counts_M = ((size_M > plan.experts_per_token) & (total_M > 0)).float()
+    f_ME = f_ME / total_M.clamp(min=1).unsqueeze(1)
+    p_ME = p_ME / p_ME.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    terms_M = size_M * (f_ME * p_ME).sum(dim=1)
+    return (terms_M * counts_M).sum() / counts_M.sum().clamp(min=1), (counts_M.sum() > 0).float()
+
+
+def balance_loss_over_all(plan: RoutingPlan) -> Tensor:
+    """The same over all experts and tokens at once, ``E * sum_i f_i P_i``: as in the papers, which know no roles."""
+    f_E = routes_of(plan, 1, pooled=True)[0]
+    present_T = plan.chosen_TK.any(dim=1).float()
+    p_E = (plan.probabilities_TE * present_T.unsqueeze(1)).sum(dim=0) / present_T.sum().clamp(min=1)
+    return f_E.numel() * (f_E / f_E.sum().clamp(min=1) * p_E).sum()
 
 
 def z_loss(plan: RoutingPlan) -> Tensor:
     """Router z-loss (ST-MoE, Zoph et al. 2022, eq. 5): mean squared log-partition, keeps logits small."""
-    return plan.logits_TE.logsumexp(dim=-1).square().mean()
+    z_T = plan.logits_TE.logsumexp(dim=-1)
+    present_T = z_T > float("-inf")  # a token with no expert available has no logits
+    return torch.where(present_T, z_T, 0.0).square().sum() / present_T.sum().clamp(min=1)
+
+
+def importance_loss(plan: RoutingPlan) -> Tensor:
+    """Squared coefficient of variation of the experts' summed gate values (Shazeer et al. 2017, eq. 6 and 7).
+
+    The gate values are the weights after top-k, as there: 0 for experts that a token does not visit.
+    """
+    zeros_TE = torch.zeros_like(plan.probabilities_TE)
+    gates_TE = zeros_TE.scatter(1, plan.ids_TK, plan.weights_TK * plan.chosen_TK)
+    return _squared_variation(gates_TE.sum(dim=0))
+
+
+def load_loss(plan: RoutingPlan) -> Tensor:
+    """Squared coefficient of variation of the experts' smooth load (Shazeer et al. 2017, appendix A, eq. 8 to 11).
+
+    The load of expert i is ``sum_t Phi((clean_ti - threshold_ti) / scale_ti)``: the probability that i would be among
+    the top K of token t if its noise alone were drawn again; the threshold is the K-th highest of the others.
+
+    Raises:
+        ValueError: for a plan without noise: only noisy top-k has this loss.
+    """
+    if plan.noise is None:
+        raise ValueError("the load loss needs the noise of noisy top-k: expected a gate with noisy=True in training")
+    k, n_experts = plan.experts_per_token, plan.logits_TE.shape[1]
+    if k >= n_experts:
+        return plan.logits_TE.new_zeros(())
+    best = plan.logits_TE.topk(k + 1, dim=-1)
+    is_in_TE = torch.zeros_like(plan.logits_TE, dtype=torch.bool).scatter(1, best.indices[:, :k], True)
+    threshold_TE = torch.where(is_in_TE, best.values[:, k : k + 1], best.values[:, k - 1 : k])
+    distance_TE = (plan.noise.clean_TE - threshold_TE) / plan.noise.scale_TE
+    smooth_TE = 0.5 * (1 + torch.erf(distance_TE / math.sqrt(2)))
+    return _squared_variation(torch.where(plan.logits_TE > float("-inf"), smooth_TE, 0.0).sum(dim=0))
+
+
+def local_entropy(plan: RoutingPlan, n_modalities: int) -> Tensor:
+    """LIMoE's local loss (Mustafa et al. 2022, eq. 4): mean gate entropy per modality, in nats; low when sure.
+
+    The mean over the modalities that have tokens.
+    """
+    of_TM = _by_modality(plan, n_modalities)
+    n_M = of_TM.sum(dim=0)
+    mean_M = of_TM.T @ _entropy(plan.probabilities_TE) / n_M.clamp(min=1)
+    return mean_M.sum() / (n_M > 0).sum().clamp(min=1)
+
+
+def global_entropy(plan: RoutingPlan, n_modalities: int, threshold: float | None = None) -> Tensor:
+    """LIMoE's global loss (eq. 5): minus the entropy of each modality's mean gate; small when it uses many experts.
+
+    Args:
+        plan: of one layer.
+        n_modalities: M.
+        threshold: entropy in nats beyond which a modality is content, ``max(0, threshold - H)``; log(n) asks for about
+            n experts. None asks for all.
+    """
+    of_TM = _by_modality(plan, n_modalities)
+    n_M = of_TM.sum(dim=0)
+    h_M = _entropy(of_TM.T @ plan.probabilities_TE / n_M.clamp(min=1).unsqueeze(1))
+    lack_M = -h_M if threshold is None else (threshold - h_M).clamp(min=0)
+    return torch.where(n_M > 0, lack_M, 0.0).sum() / (n_M > 0).sum().clamp(min=1)
+
+
+def competitive_loss(p_BE: Tensor, output_BEX: Tensor, target_BX: Tensor) -> Tensor:
+    """The error of the adaptive mixtures of local experts (Jacobs et al. 1991, eq. 1.3), one value per case (B,).
+
+    ``-log sum_i p_i exp(-1/2 |d - o_i|^2)``: the negative log-likelihood of the target under a mixture of unit
+    Gaussians around the experts' outputs, so that experts compete for cases in place of blending for each.
+    """
+    half_square_BE = 0.5 * (output_BEX - target_BX.unsqueeze(1)).square().sum(dim=-1)
+    return -torch.logsumexp(p_BE.clamp(min=1e-30).log() - half_square_BE, dim=-1)
+
+
+def routes_of(plan: RoutingPlan, n_modalities: int, pooled: bool = False) -> Tensor:
+    """float32 (M, E): routes that each modality's tokens chose, before any capacity; ``pooled`` puts all in row 0."""
+    n_experts = plan.logits_TE.shape[1]
+    row_T1 = torch.zeros_like(plan.modality_T).unsqueeze(1) if pooled else plan.modality_T.unsqueeze(1)
+    cell_R = (row_T1 * n_experts + plan.ids_TK).reshape(-1)
+    one_R = torch.ones_like(cell_R, dtype=torch.float32) if plan.kept_TK is None else plan.chosen_TK.reshape(-1).float()
+    return one_R.new_zeros(n_modalities * n_experts).scatter_add(0, cell_R, one_R).view(n_modalities, n_experts)
+
+
+def _by_modality(plan: RoutingPlan, n_modalities: int) -> Tensor:
+    """float32 (T, M): 1 where a token that may go anywhere is of the modality."""
+    of_TM = torch.nn.functional.one_hot(plan.modality_T, n_modalities).float()
+    return of_TM if plan.kept_TK is None else of_TM * (plan.probabilities_TE.sum(dim=-1, keepdim=True) > 0)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp(min=1e-20).log()).sum(dim=-1)
+
+
+def _squared_variation(x_E: Tensor) -> Tensor:
+    return x_E.var(unbiased=False) / (x_E.mean().square() + 1e-10)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from moe_robot.moe.losses import routes_of
 from moe_robot.moe.plan import RoutingPlan
 
 
 def count_routes(plan: RoutingPlan, n_modalities: int) -> Tensor:
-    """int64 (M, E): how many routes tokens of each modality made to each expert."""
-    n_experts = plan.logits_TE.shape[1]
-    cell_TK = plan.modality_T.unsqueeze(1) * n_experts + plan.ids_TK
-    return torch.bincount(cell_TK.reshape(-1), minlength=n_modalities * n_experts).view(n_modalities, n_experts)
+    """int64 (M, E): how many routes tokens of each modality chose to each expert, before any capacity."""
+    return routes_of(plan, n_modalities).long()
+
+
+def drop_rate(plan: RoutingPlan) -> Tensor:
+    """Share of the chosen routes that a capacity dropped; 0 without one."""
+    if plan.dropped_TK is None:
+        return plan.weights_TK.new_zeros(())
+    return plan.dropped_TK.sum() / plan.chosen_TK.sum().clamp(min=1)

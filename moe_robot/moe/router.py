@@ -1,8 +1,8 @@
-"""The gate: scores every expert for every token and keeps the best K.
+"""The gate: scores every expert for every token (or frame, or sentence) and keeps the best K.
 
-``logits = W h + b[modality]``, softmax in float32, top-K, weights renormalised over the chosen (K >= 2, as in
-GShard and Mixtral) or left as the probability (K = 1, Switch Transformer, Fedus et al. 2021, eq. 2: otherwise the
-weight is the constant 1 and the gate gets no gradient).
+``logits = W h + b[modality]``, softmax in float32, top-K. Weights are renormalised over the chosen for K >= 2 (GShard,
+Lepikhin et al. 2020; GLaM; Mixtral) and stay the probability for K = 1 (Switch Transformer, Fedus et al. 2021, eq. 2:
+otherwise the weight is the constant 1 and the gate gets no gradient). K = E is the dense mixture ``sum_i p_i f_i(x)``.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_robot.moe.choice import Choice, Noise, capacity_of, experts_choose
+from moe_robot.moe.gate import GateConfig, Units, check_gate
 from moe_robot.moe.plan import RoutingPlan, make_plan
 
 
 class Router(nn.Module):
-    """A learned top-K gate over E experts with roles.
+    """A top-K gate over E experts with roles.
 
     Args:
         width: D, the token width.
         roles: the role of each expert, length E.
         modalities: names of the token kinds, length M.
-        experts_per_token: K.
-        prior: bonus that each modality's bias starts with on experts of the role of the same name, in logits.
-            It only says where tokens begin: the bias is learned like any weight, and nothing is masked.
-        learned: False freezes the gate at its random start (the control for "does learning to route matter").
+        config: how it decides.
+        accepts_ME: bool (M, E), False where an expert cannot take tokens of a modality; None when all can.
+
+    Raises:
+        ValueError: for a K that does not fit the experts, or a config that contradicts itself.
     """
 
     def __init__(
@@ -33,43 +37,163 @@ class Router(nn.Module):
         width: int,
         roles: Sequence[str],
         modalities: Sequence[str],
-        experts_per_token: int = 2,
-        prior: float = 1.0,
-        learned: bool = True,
+        config: GateConfig | None = None,
+        accepts_ME: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= experts_per_token <= len(roles):
-            raise ValueError(
-                f"experts_per_token is {experts_per_token}, expected 1 to {len(roles)} (the number of experts)"
-            )
-        self.roles, self.modalities, self.experts_per_token = tuple(roles), tuple(modalities), experts_per_token
+        config = config or GateConfig()
+        check_gate(config, roles, modalities)
+        self.roles, self.modalities, self.config = tuple(roles), tuple(modalities), config
+        own_ME = torch.tensor([[role == modality for role in roles] for modality in modalities])
+        learned, typed = config.kind == "learned", config.kind == "typed"
         self.weight_ED = nn.Parameter(torch.randn(len(roles), width) * width**-0.5 * (0.1 if learned else 1.0))
-        match_ME = torch.tensor([[prior * (role == modality) for role in roles] for modality in modalities])
-        self.bias_ME = nn.Parameter(match_ME.float())
+        self.bias_ME = nn.Parameter(own_ME.float() * (config.prior if config.bias else 0.0))
+        self.noise_ED = nn.Parameter(torch.zeros(len(roles), width)) if config.noisy else None
         self.requires_grad_(learned)
+        self.bias_ME.requires_grad_(learned and config.bias)
+        if typed:
+            accepts_ME = own_ME if accepts_ME is None else own_ME & accepts_ME
+        self.accepts_ME: Tensor | None
+        self.register_buffer("accepts_ME", accepts_ME, persistent=False)
+        shape = own_ME.shape if config.bias_balancing else (0,)
+        self.balancing_ME: Tensor
+        self.load_ME: Tensor
+        self.register_buffer("balancing_ME", torch.zeros(shape), persistent=config.bias_balancing)
+        self.register_buffer("load_ME", torch.zeros(shape), persistent=False)
+        self.whole_batch = False
+        """Set while a batch is only measured in evaluation mode: then expert choice is defined there as well."""
 
-    def forward(self, x_TD: Tensor, modality_T: Tensor, available_E: Tensor | None = None) -> RoutingPlan:
+    def forward(
+        self,
+        x_TD: Tensor,
+        modality_T: Tensor,
+        available: Tensor | None = None,
+        units: Units | None = None,
+        capacity_factor: float | None = None,
+    ) -> RoutingPlan:
         """Choose the experts of each token.
 
         Args:
             x_TD: tokens (T, D), any float type; the gate itself always computes in float32.
             modality_T: int64 (T,).
-            available_E: bool (E,), False for an expert that must not run (missing sensor, knock-out study).
-                With fewer than K experts available, K falls to that number.
+            available: bool (E,) or (T, E), False for an expert that must not run (missing sensor, knock-out study).
+                A token with fewer than K experts available visits those; one with none gets zeros.
+            units: what decides together; None when every token decides for itself.
+            capacity_factor: for this pass in place of the config's; only in training.
 
         Raises:
-            ValueError: if no expert is available.
+            ValueError: if no expert at all is available, if logits are not finite, or for what is refused at inference:
+                expert choice, and a capacity.
         """
-        k = self.experts_per_token
+        if capacity_factor is not None and not self.training:
+            raise ValueError(
+                f"capacity_factor {capacity_factor} at inference: it would drop tokens of one robot because of others "
+                "in the batch; expected none, capacity is for training"
+            )
+        if self.config.choice == "expert" and not (self.training or self.whole_batch):
+            raise ValueError(
+                "expert choice at inference: what an expert takes of one robot would depend on the rest of the batch, "
+                "and on a batch of one it means nothing; expected choice='token'"
+            )
         with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits make ties, and ties make noise
-            logits_TE = x_TD.float() @ self.weight_ED.float().T + self.bias_ME.float()[modality_T]
-            if available_E is not None:
-                k = min(k, int(available_E.sum()))
-                if k == 0:
-                    raise ValueError("every expert is switched off: at least one must be available")
-                logits_TE = logits_TE.masked_fill(~available_E, float("-inf"))
+            logits_TE, noise = self._logits(x_TD.float(), units)
+            if self.config.bias:
+                logits_TE = logits_TE + self.bias_ME.float()[modality_T]
+                noise = noise and Noise(noise.clean_TE + self.bias_ME.float()[modality_T], noise.scale_TE)
+            if logits_TE.device.type == "cpu" and not torch.compiler.is_compiling() and not _finite(logits_TE):
+                raise ValueError(  # on a GPU the question would stall it at every layer; there the loss is asked
+                    "the gate's logits are not finite: expected finite tokens and gate weights; lower the learning "
+                    "rate, or give the z-loss some weight"
+                )
+            mask_TE = self._mask(available, modality_T)
+            if mask_TE is not None:
+                logits_TE = logits_TE.masked_fill(~mask_TE, float("-inf"))
+            choice = self._choose(logits_TE, mask_TE, modality_T, noise)
+        factor = self.config.capacity_factor if capacity_factor is None else capacity_factor
+        capacity = None
+        if self.training and factor is not None:
+            capacity = capacity_of(self.config.experts_per_token, len(x_TD), len(self.roles), factor)
+        plan = make_plan(choice, capacity)
+        if self.training and self.config.bias_balancing:
+            self.load_ME += _routes(plan, *self.load_ME.shape)
+        return plan
+
+    def _logits(self, x_TD: Tensor, units: Units | None) -> tuple[Tensor, Noise | None]:
+        """Logits (T, E) before the modality's term, and the noise in them."""
+        if self.config.kind == "typed":
+            return x_TD.new_zeros(x_TD.shape[0], len(self.roles)), None
+        reads = x_TD if units is None else units.read(x_TD).float()
+        if self.training and self.config.jitter:
+            reads = reads * torch.empty_like(reads).uniform_(1 - self.config.jitter, 1 + self.config.jitter)
+        clean = reads @ self.weight_ED.float().T
+        scale = None
+        logits = clean
+        if self.training and self.noise_ED is not None:
+            scale = F.softplus(reads @ self.noise_ED.float().T) + 1e-2  # never 0: the load loss divides by it
+            logits = clean + torch.randn_like(clean) * scale
+        if units is not None:
+            logits, clean = logits[units.of_T], clean[units.of_T]
+            scale = None if scale is None else scale[units.of_T]
+        return logits, None if scale is None else Noise(clean, scale)
+
+    def _mask(self, available: Tensor | None, modality_T: Tensor) -> Tensor | None:
+        """bool, broadcastable to (T, E): the experts that each token may visit; None when there is no limit."""
+        if available is not None and not bool(available.any()):
+            raise ValueError("every expert is switched off: at least one must be available")
+        if self.accepts_ME is None:
+            return available
+        accepted_TE = self.accepts_ME[modality_T]
+        return accepted_TE if available is None else accepted_TE & available
+
+    def _choose(self, logits_TE: Tensor, mask_TE: Tensor | None, modality_T: Tensor, noise: Noise | None) -> Choice:
+        if mask_TE is None:
             probabilities_TE = logits_TE.softmax(dim=-1)
-            weights_TK, ids_TK = probabilities_TE.topk(k, dim=-1)
-            if self.experts_per_token > 1:
-                weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-        return make_plan(ids_TK, weights_TK, probabilities_TE, logits_TE, modality_T)
+        else:  # a token without any expert has no distribution: zeros, not the NaN of an empty softmax
+            none_T1 = ~mask_TE.any(dim=-1, keepdim=True)
+            probabilities_TE = logits_TE.masked_fill(none_T1, 0.0).softmax(dim=-1).masked_fill(none_T1, 0.0)
+        if self.config.choice == "expert":
+            return experts_choose(probabilities_TE, logits_TE, modality_T, noise, self.config.experts_per_token)
+        scores_TE = probabilities_TE
+        if self.config.bias_balancing:
+            scores_TE = scores_TE + self.balancing_ME[modality_T]
+            scores_TE = scores_TE if mask_TE is None else scores_TE.masked_fill(~mask_TE, float("-inf"))
+        top = scores_TE.topk(self._slots(mask_TE), dim=-1)
+        ids_TK = top.indices
+        weights_TK = probabilities_TE.gather(1, ids_TK) if self.config.bias_balancing else top.values
+        if self.config.experts_per_token > 1:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+        chosen_TK = None
+        if mask_TE is not None and mask_TE.dim() == 2:
+            chosen_TK = mask_TE.expand_as(logits_TE).gather(1, ids_TK)
+        return Choice(ids_TK, weights_TK, probabilities_TE, logits_TE, modality_T, chosen_TK, noise)
+
+    def _slots(self, mask_TE: Tensor | None) -> int:
+        """K of this pass: lower when every token has fewer experts."""
+        if mask_TE is None or mask_TE.dim() == 2:
+            return self.config.experts_per_token
+        return min(self.config.experts_per_token, int(mask_TE.sum()))
+
+    @torch.no_grad()
+    def balance(self, rate: float) -> None:
+        """Move the balancing bias against the load since the last call: ``b += rate * sign(mean load - load)``.
+
+        DeepSeek-V3 (2024), section 2.1.2, per modality over the experts of its own role, and recentred.
+        """
+        for m, modality in enumerate(self.modalities):
+            members = [e for e, role in enumerate(self.roles) if role == modality]
+            load_G = self.load_ME[m, members]
+            if len(members) > 1 and float(load_G.sum()) > 0:
+                bias_G = self.balancing_ME[m, members] + rate * torch.sign(load_G.mean() - load_G)
+                self.balancing_ME[m, members] = bias_G - bias_G.mean()
+        self.load_ME.zero_()
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x.sum()))  # one NaN or infinity spoils the sum
+
+
+def _routes(plan: RoutingPlan, n_modalities: int, n_experts: int) -> Tensor:
+    """float32 (M, E): routes that the gate chose."""
+    cell_TK = plan.modality_T.unsqueeze(1) * n_experts + plan.ids_TK
+    zeros = torch.zeros(n_modalities * n_experts, device=cell_TK.device)
+    return zeros.index_add(0, cell_TK.reshape(-1), plan.chosen_TK.reshape(-1).float()).view(n_modalities, n_experts)

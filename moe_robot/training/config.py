@@ -16,7 +16,11 @@ class TrainConfig:
     out: Path
     """Folder of the run; the policy is saved in OUT/checkpoint."""
     preset: str = "moe"
-    """Policy preset: moe, dense-active, random, or one that another package brings."""
+    """Policy preset: moe, switch, glam, shared, jacobs1991, typed, random, dense-active, dense-total, or one that
+    another package brings."""
+    upcycle: Path | None = None
+    """Checkpoint of a trained dense policy: begin with a mixture whose experts all are its networks, in place of a
+    fresh one of the preset; --config then gives the mixture's settings."""
     steps: int | None = None
     """Train for this many optimiser steps (deterministic on a CPU: same seed, same losses)."""
     minutes: float | None = None

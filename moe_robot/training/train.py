@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -60,12 +60,16 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
 
     overrides = registry.parse_options(config.config) | ({"text": "none"} if config.no_text else {})
     policy_class = _preset_class(config.preset)
-    horizon = policy_class.preset_horizon(config.preset, **overrides)
+    begun = _upcycled(config.upcycle, overrides) if config.upcycle else None
+    horizon = begun.config.chunk if begun else policy_class.preset_horizon(config.preset, **overrides)
     tasks = tuple(config.tasks.split(",")) if config.tasks else None
     dataset = open_dataset(config.data, horizon, tasks=tasks, split="train")
-    policy = policy_class.from_preset(
+    if begun and (reason := begun.features.mismatch(dataset.features)):
+        raise UserError(f"{config.upcycle} does not fit {config.data}: {reason}")
+    policy = begun or policy_class.from_preset(
         config.preset, dataset.features, dataset.statistics, dataset.tasks, _task_names(dataset), **overrides
-    ).to(device)
+    )
+    policy = policy.to(device)
     with writing():
         config.out.mkdir(parents=True, exist_ok=True)
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
@@ -111,7 +115,12 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                     group["lr"] = group["rate"] * config.learning_rate * schedule(step, fraction, config.warmup)
                 batch = dataset.batch(batch_indices(config.seed, step, config.batch_size, len(dataset)))
                 with autocast(device, bf16):
-                    loss, logs = policy(batch)
+                    try:
+                        loss, logs = policy(batch)
+                    except ValueError as error:
+                        raise UserError(
+                            f"{error}; step {step}, the last saved state is kept in {config.out}"
+                        ) from error
                 if not torch.isfinite(loss):
                     raise UserError(
                         f"the loss is {loss.item()} at step {step}: the last saved state is kept in {config.out}; "
@@ -121,7 +130,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                 loss.backward()
                 norm = clip_gradients(policy.parameters(), config.clip)
                 optimiser.step()
-                policy.after_update()
+                events = policy.after_update(optimiser)
                 step += 1
                 average.update(policy, step)
                 now = time.monotonic()
@@ -130,6 +139,8 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                 if step % LOG_EVERY == 0 or step == 1:
                     numbers = {"loss": value, **logs, **_own_role(policy.routing())}
                     metrics.write(step, {**numbers, "gradient_norm": norm, "samples_per_second": rate})
+                for event in events:
+                    metrics.tell(step, dataclasses.asdict(event))
                 on_progress(Progress(step, _fraction(config, step, elapsed), value, rate))
                 stop_if_interrupted()
                 if now - last_saved > config.save_every:
@@ -187,6 +198,15 @@ def _preset_class(name: str) -> Any:
     if name not in presets:
         raise registry.unknown("preset", name, presets)
     return presets[name]
+
+
+def _upcycled(checkpoint: Path, overrides: Mapping[str, Any]) -> Any:
+    dense = registry.load_policy(registry.checkpoint_directory(checkpoint))
+    if not hasattr(dense, "upcycled"):
+        raise UserError(
+            f"{checkpoint} holds a {type(dense).__name__}, which cannot be upcycled: expected a dense policy"
+        )
+    return dense.upcycled(**overrides)
 
 
 def _check(config: TrainConfig) -> None:
@@ -297,6 +317,11 @@ class _Metrics:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
         self._board.close()
+
+    def tell(self, step: int, event: dict[str, Any]) -> None:
+        """One line about something that happened."""
+        self._file.write(json.dumps({"step": step, "event": event}) + "\n")
+        self._file.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, one point per curve."""

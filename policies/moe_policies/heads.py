@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moe_robot.moe import competitive_loss
+
 
 def masked_mean_error(error_BHA: Tensor, pad_BH: Tensor) -> Tensor:
     """Mean over the steps that are no padding, (B, H, A) and bool (B, H) -> scalar."""
@@ -78,3 +80,38 @@ class FlowHead(nn.Module):
         x_BX = noise_BX * (1 - t_B1) + target_BX * t_B1
         error_BX = self._field(self.norm(context_BGD.float()).flatten(1), x_BX, t_B1).float() - (target_BX - noise_BX)
         return masked_mean_error(error_BX.square().view_as(action_BHA), pad_BH)
+
+
+class MixtureHead(nn.Module):
+    """Adaptive mixtures of local experts (Jacobs, Jordan, Nowlan, Hinton 1991): experts compete for whole cases.
+
+    Each expert is a linear map from all action tokens to a chunk, the gate a linear softmax of the same. The error is
+    ``-log sum_i p_i exp(-1/2 |d - o_i|^2)`` (eq. 1.3); what is acted on is the mixture's mean ``sum_i p_i o_i``.
+    """
+
+    def __init__(self, width: int, chunk: int, groups: list[list[int]], n_experts: int) -> None:
+        super().__init__()
+        self.chunk, self.n_actions, self.n_experts = chunk, sum(map(len, groups)), n_experts
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.gate = nn.Linear(len(groups) * width, n_experts)
+        self.experts = nn.Linear(len(groups) * width, n_experts * chunk * self.n_actions)
+
+    def _mixture(self, context_BGD: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, E) and chunks (B, E, H, A)."""
+        h_BC = self.norm(context_BGD.float()).flatten(1)
+        p_BE = self.gate(h_BC).float().softmax(dim=-1)
+        return p_BE, self.experts(h_BC).float().view(-1, self.n_experts, self.chunk, self.n_actions)
+
+    def sample(self, context_BGD: Tensor) -> Tensor:
+        """Action tokens (B, G, D) -> normalised chunk (B, H, A), the mean of the mixture."""
+        p_BE, chunk_BEHA = self._mixture(context_BGD)
+        return torch.einsum("be,beha->bha", p_BE, chunk_BEHA)
+
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor) -> Tensor:
+        """The competitive error per step that is no padding."""
+        p_BE, chunk_BEHA = self._mixture(context_BGD)
+        keep_BH1 = (~pad_BH).unsqueeze(-1).to(action_BHA.dtype)
+        error_B = competitive_loss(
+            p_BE, (chunk_BEHA * keep_BH1.unsqueeze(1)).flatten(2), (action_BHA * keep_BH1).flatten(1)
+        )
+        return error_B.sum() / keep_BH1.sum().clamp(min=1.0)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
-from moe_policies.heads import FlowHead, L1Head
-from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places, StateStem, Summary, TextStem, things_of
-from moe_policies.trunk import Block, FeedForward, Tokens
-from moe_robot.moe import RoutingPlan, balance_loss, expert_roles, z_loss
+from moe_policies.heads import FlowHead, L1Head, MixtureHead
+from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places, StateStem, Summary, TextStem, things_of, unit
+from moe_policies.trunk import Block, FeedForward, Gating, Tokens
+from moe_robot.moe import MoEFeedForward, RoutingPlan, expert_roles
 from moe_robot.types import Features
 
 GRASP_NAME = "gripper"
@@ -28,11 +29,14 @@ class Inputs:
         images: camera -> float (B, 3, H, W).
         state_BS: float (B, S).
         sentences: B instructions; ignored by a policy that cannot read.
+        present: sensor -> bool (B,), False where a sample lacks it; sensors that all samples have are left out. What
+            stands in its place in the other fields is not read.
     """
 
     images: dict[str, Tensor]
     state_BS: Tensor
     sentences: Sequence[str]
+    present: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,9 @@ class Network(nn.Module):
 
     def __init__(self, config: PolicyConfig, features: Features, text_encoder: nn.Module | None) -> None:
         super().__init__()
-        d = config.width
+        d, self.config = config.width, config
         self.roles = expert_roles(config.experts) if config.feed_forward == "moe" else ()
+        self.by_instruction = config.feed_forward == "moe" and config.routing_unit == "instruction"
         self.cameras = nn.ModuleDict({camera: CameraStem(config) for camera in features.cameras})
         n_things = len(things_of(config.places))
         self.glimpses = nn.ModuleDict(
@@ -78,6 +83,7 @@ class Network(nn.Module):
         )
         state = split_by_role(features.state_names, config.ignore_state)
         self.states = nn.ModuleList(StateStem(role, indices, d) for role, indices in state.items())
+        self.sizes = dict(features.cameras)
         self.heeded = sorted(index for indices in state.values() for index in indices)
         width = len(self.glimpses) * Glimpse.read_width(config) + len(self.heeded)
         self.places = Places(config.places, width) if config.places and self.glimpses else None
@@ -87,10 +93,20 @@ class Network(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(actions), d) * 0.02)
         self.summary = Summary(d)
         self.task_head = nn.Linear(SUMMARY_HEADS * d, len(config.task_names)) if config.task_names else None
-        self.entry = FeedForward(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        head = L1Head if config.head == "l1" else FlowHead
-        self.head = head(d, config.chunk, list(actions.values()))
+        self.entry = FeedForward(config, 0)
+        self.blocks = nn.ModuleList(Block(config, 1 + i) for i in range(config.layers))
+        groups = list(actions.values())
+        self.head: L1Head | FlowHead | MixtureHead
+        if config.head == "mixture1991":
+            self.head = MixtureHead(d, config.chunk, groups, config.n_experts)
+        else:
+            self.head = (L1Head if config.head == "l1" else FlowHead)(d, config.chunk, groups)
+
+    @property
+    def moe_layers(self) -> list[MoEFeedForward]:
+        """The layers with experts, the entry layer first."""
+        layers = [self.entry.layer, *(block.feed_forward.layer for block in self.blocks)]  # type: ignore[union-attr]
+        return [layer for layer in layers if isinstance(layer, MoEFeedForward)]
 
     def forward(self, inputs: Inputs, available_E: Tensor | None = None) -> Outputs:
         """One pass.
@@ -101,31 +117,41 @@ class Network(nn.Module):
         """
         b = inputs.state_BS.shape[0]
         queries = [Tokens.of(self.queries[g].expand(b, 1, -1), role) for g, role in enumerate(self.action_roles)]
-        parts = [*queries, *(stem(inputs.state_BS) for stem in self.states)]
+        parts = [*queries, *(_where(inputs, str(stem.modality), stem(inputs.state_BS)) for stem in self.states)]
         first_word = sum(part.modality_N.numel() for part in parts)
         words = slice(first_word, first_word)
         if self.text is not None:
-            parts.append(self.text(inputs.sentences))
+            parts.append(_where(inputs, "language", self.text(inputs.sentences)))
             words = slice(first_word, first_word + parts[-1].modality_N.numel())
         maps = {}
         for camera, stem in self.cameras.items():
             patches, maps[camera] = stem(inputs.images[camera])
-            parts.append(patches)
+            parts.append(_where(inputs, camera, patches))
+        arriving = Tokens.concatenate(parts)
+        gating = Gating(
+            available_E,
+            self._available_for(arriving) if inputs.present else None,
+            _mean_word(arriving, words) if self.by_instruction else None,
+        )
         plans: list[list[RoutingPlan]] = [[] for _ in range(1 + len(self.blocks))]
 
         def enter(arriving: Tokens) -> Tokens:
-            y_BND, plan = self.entry(arriving, available_E)
+            y_BND, plan = self.entry(arriving, gating)
             plans[0] += [] if plan is None else [plan]
-            return arriving.replaced(y_BND.float())  # the residual stream stays in float32
+            y_BND = y_BND.float()  # the residual stream stays in float32
+            return arriving.replaced(y_BND if plan is None else carry_lost(arriving, y_BND, plan))
 
         def run(layer: int, arriving: Tokens, keep: int | None = None) -> Tokens:
-            leaving, plan = self.blocks[layer - 1](arriving, available_E, keep)
+            leaving, plan = self.blocks[layer - 1](arriving, gating, keep)
             plans[layer] += [] if plan is None else [plan]
             return leaving
 
-        tokens = run(1, enter(Tokens.concatenate(parts)))
+        tokens = run(1, enter(arriving))
         summary_BS = self.summary(tokens.x_BND[:, words], tokens.present_BN[:, words])
-        looks = [glimpse(maps[camera], summary_BS) for camera, glimpse in self.glimpses.items()]
+        looks = []
+        for camera, glimpse in self.glimpses.items():
+            look, found = glimpse(maps[camera], summary_BS)
+            looks.append((_where(inputs, camera, look), found))
         if looks:
             tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate([look for look, _ in looks]))])
         last = len(self.blocks)
@@ -142,12 +168,35 @@ class Network(nn.Module):
         state_BTS = state_BS[:, None, self.heeded].expand(-1, finds[0].shape[1], -1)
         return self.places(torch.cat([*finds, state_BTS], dim=-1))
 
-    def gate_losses(self, plans: Sequence[Sequence[RoutingPlan]]) -> tuple[Tensor, Tensor]:
-        """Balance and z-loss, each computed per plan and averaged (never pooled first).
+    def _available_for(self, tokens: Tokens) -> Tensor | None:
+        """bool (B, E): False for the experts of a role of whose modality a sample has no token at all."""
+        if not self.roles:
+            return None
+        has_BM = torch.stack(
+            [(tokens.present_BN & (tokens.modality_N == m)).any(dim=1) for m in range(len(MODALITIES))], dim=1
+        )
+        return has_BM[:, [MODALITIES.index(role) for role in self.roles]]
 
-        A plan with nothing to balance is left out of the balance; it is 0 when none has.
-        """
-        flat = [plan for of_layer in plans for plan in of_layer]
-        z = torch.stack([z_loss(plan) for plan in flat]).mean()
-        terms = [loss for plan in flat if (loss := balance_loss(plan, self.roles, MODALITIES)) is not None]
-        return torch.stack(terms).mean() if terms else torch.zeros_like(z), z
+
+def _where(inputs: Inputs, sensor: str, tokens: Tokens) -> Tokens:
+    """The tokens of a sensor, absent in the samples that lack it."""
+    if sensor not in inputs.present:
+        return tokens
+    present_BN = tokens.present_BN & inputs.present[sensor].unsqueeze(1)
+    return dataclasses.replace(tokens, present_BN=present_BN)
+
+
+def _mean_word(tokens: Tokens, words: slice) -> Tensor:
+    """What the sentence says by itself, before the trunk, brought to unit size: (B, D)."""
+    x_BWD, present_BW1 = tokens.x_BND[:, words], tokens.present_BN[:, words].unsqueeze(-1)
+    mean_BD = (x_BWD * present_BW1).sum(dim=1) / present_BW1.sum(dim=1).clamp(min=1)
+    return unit(mean_BD.float(), -1)
+
+
+def carry_lost(before: Tokens, after_BND: Tensor, plan: RoutingPlan) -> Tensor:
+    """A token that lost all its routes to a capacity passes a layer without a residual as it is."""
+    if plan.dropped_TK is None or plan.kept_TK is None:
+        return after_BND
+    lost_T = plan.dropped_TK.any(dim=1) & ~plan.kept_TK.any(dim=1)
+    lost_BN = torch.zeros_like(before.present_BN).masked_scatter(before.present_BN, lost_T)
+    return torch.where(lost_BN.unsqueeze(-1), before.x_BND.float(), after_BND)

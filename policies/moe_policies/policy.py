@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
+from moe_policies.cost import WORDS, cost_of
+from moe_policies.gate_losses import gate_losses, weighted
 from moe_policies.network import Inputs, Network
 from moe_policies.presets import PRESETS, preset
 from moe_policies.pretrained import TextEncoder, resolve_text_encoder
 from moe_policies.processor import Processor
-from moe_robot.moe import RoutingPlan, count_routes, expert_names
+from moe_policies.surgery import extract, upcycle
+from moe_robot.moe import ColdWatch, RoutingPlan, count_routes, drop_rate, expert_names, forget_moments, revive
 from moe_robot.registry import unknown
 from moe_robot.types import (
     ACTION,
@@ -30,8 +34,10 @@ from moe_robot.types import (
     STATE,
     TASK,
     TASK_NAME,
+    Cost,
     Features,
     FeatureStatistics,
+    GateEvent,
     Observation,
     Routing,
     UserError,
@@ -63,8 +69,14 @@ class MultimodalPolicy(nn.Module):
         self.network = Network(config, features, text_encoder)
         self.inference_count = 0
         self._queue: deque[np.ndarray] = deque()
-        self._plans: Sequence[Sequence[RoutingPlan]] = ()
+        self.latest_plans: Sequence[Sequence[RoutingPlan]] = ()
+        """Of the latest pass, per layer with experts."""
         self._available_E: Tensor | None = None
+        self._absent: frozenset[str] = frozenset()
+        self.watches = nn.ModuleList(
+            ColdWatch(layer.router.roles, MODALITIES, config.cold_after, pooled=config.balances_all)
+            for layer in self.network.moe_layers
+        )
 
     # --- making one -------------------------------------------------------------------------------------------------
     @staticmethod
@@ -127,6 +139,14 @@ class MultimodalPolicy(nn.Module):
             raise UserError(f"the weights in {folder} do not fit its config.json: {reason}") from error
         return policy.to(device).eval()
 
+    def upcycled(self, **overrides: Any) -> MultimodalPolicy:
+        """A mixture whose experts all start as this dense policy's networks; see :mod:`moe_policies.surgery`."""
+        return upcycle(self, **overrides)
+
+    def extracted(self, sentence: str) -> MultimodalPolicy:
+        """The small policy that one instruction needs; see :mod:`moe_policies.surgery`."""
+        return extract(self, sentence)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` (normalisation inside), the text encoder and a model card."""
         folder = Path(folder)
@@ -171,15 +191,18 @@ class MultimodalPolicy(nn.Module):
                 ``environment_state`` (B, n) for a policy that learns places; arrays or tensors.
         """
         inputs = self._inputs(batch)
-        out = self.network(inputs, self._available_E)
-        self._plans = plans = out.plans
+        with self._measuring_a_batch():
+            out = self.network(inputs, self._available_E)
+        self.latest_plans = out.plans
         target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
         loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
         logs = {"action_loss": float(loss.detach())}
-        if plans:
-            balance, z = self.network.gate_losses(plans)
-            loss = loss + self.config.balance_weight * balance + self.config.z_weight * z
-            logs |= {"balance_loss": float(balance.detach()), "z_loss": float(z.detach())}
+        if plans := [plan for of_layer in out.plans for plan in of_layer]:
+            losses = gate_losses(self.config, self.network.roles, plans)
+            loss = loss + weighted(self.config, losses)
+            logs |= {name: float(value.detach()) for name, value in losses.items()}
+            if self.training and self.config.capacity_factor is not None:
+                logs["drop_rate"] = float(torch.stack([drop_rate(plan) for plan in plans]).mean())
         if self.network.task_head is not None:
             names = torch.tensor([self.config.task_names.index(name) for name in batch[TASK_NAME]], device=self.device)
             task_loss = F.cross_entropy(self.network.task_head(out.summary_BS).float(), names)
@@ -192,22 +215,87 @@ class MultimodalPolicy(nn.Module):
             logs["places_loss"] = float(places_loss.detach())
         return loss, logs
 
-    def after_update(self) -> None:
-        """Nothing to do: balance comes from the loss in every present preset."""
+    @contextmanager
+    def _measuring_a_batch(self) -> Iterator[None]:
+        """Expert choice is defined where a whole batch is at hand, so a loss may be measured in evaluation mode."""
+        for layer in self.network.moe_layers:
+            layer.router.whole_batch = True
+        try:
+            yield
+        finally:
+            for layer in self.network.moe_layers:
+                layer.router.whole_batch = False
+
+    def after_update(self, optimiser: Any = None) -> Sequence[GateEvent]:
+        """Move the balancing biases, look for cold experts, and bring them back where the configuration says so.
+
+        Args:
+            optimiser: whose memory of revived weights is cleared; None when there is none.
+
+        Returns:
+            what happened, for the log.
+        """
+        events: list[GateEvent] = []
+        m = len(MODALITIES)
+        for i, (layer, watch) in enumerate(zip(self.network.moe_layers, self.watches, strict=True)):
+            assert isinstance(watch, ColdWatch)
+            if self.config.bias_rate:
+                layer.router.balance(self.config.bias_rate)
+            newly_cold = watch.update(torch.stack([count_routes(plan, m) for plan in self.latest_plans[i]]).sum(dim=0))
+            for e in newly_cold:
+                events.append(GateEvent("cold", i, layer.names[e]))
+                done = revive(layer, e, watch.load_E.tolist()) if self.config.revive else None
+                if done is not None:
+                    watch.forget(e)
+                    if optimiser is not None:
+                        forget_moments(optimiser, [done])
+                    events.append(GateEvent("revived", i, done.cold, done.hot))
+        return events
+
+    def cost(self, words: int = WORDS) -> Cost:
+        """Parameters, and the floating-point operations of one new action chunk."""
+        return cost_of(self.network, words)
+
+    # --- missing sensors
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """What can be missing: the cameras, the state's parts ("arm", "grasp"), and "language"."""
+        state = [str(stem.modality) for stem in self.network.states]
+        return (*self.features.cameras, *state, *(("language",) if self.network.text is not None else ()))
+
+    def disable_sensors(self, names: Sequence[str]) -> None:
+        """Treat these sensors as missing from now on (to study what the policy needs); empty switches all on."""
+        for name in names:
+            if name not in self.sensors:
+                raise unknown("sensor", name, self.sensors)
+        self._check_not_blind(names)
+        self._absent = frozenset(names)
+
+    def _check_not_blind(self, absent: Iterable[str]) -> None:
+        if set(absent) >= set(self.sensors):
+            raise UserError(f"all sensors are missing: expected at least one of {', '.join(self.sensors)}")
 
     # --- acting -----------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def predict_action_chunk(self, batch: Mapping[str, Any]) -> Tensor:
-        """A batch of observations (keys as in :meth:`forward`, without actions) -> actions (B, H, A) in env units."""
+        """A batch of observations (keys as in :meth:`forward`, without actions) -> actions (B, H, A) in env units.
+
+        A policy trained with ``sensor_dropout`` may act without a camera or without the state: leave its key out.
+        """
+        if self.config.gate_choice == "expert":
+            raise UserError(
+                "this policy was trained with gate_choice=expert, for studies of training only: what an expert takes "
+                "of one robot would depend on the rest of the batch; train with gate_choice=token to act"
+            )
         out = self.network(self._inputs(batch), self._available_E)
-        self._plans = out.plans
+        self.latest_plans = out.plans
         self.inference_count += 1
         return self.processor.unnormalise(ACTION, self.network.head.sample(out.action_BGD).float())
 
     def select_action(self, observation: Observation) -> np.ndarray:
         """The next action (A,), float32. Runs the network when the last chunk's ``execute`` steps are used up."""
         if not self._queue:
-            chunk_HA = self.predict_action_chunk(self._batch_of_one(observation))[0]
+            chunk_HA = self.predict_action_chunk(self.batch_of_one(observation))[0]
             self._queue.extend(chunk_HA[: self.config.execute].cpu().numpy().astype(np.float32))
         return self._queue.popleft()
 
@@ -227,21 +315,25 @@ class MultimodalPolicy(nn.Module):
 
     def routing(self) -> Routing | None:
         """Routes of the latest forward pass, or None without a gate."""
-        if not self._plans:
+        if not self.latest_plans:
             return None
         m = len(MODALITIES)
-        counts_LME = torch.stack([torch.stack([count_routes(p, m) for p in of]).sum(dim=0) for of in self._plans])
+        counts_LME = torch.stack([torch.stack([count_routes(p, m) for p in of]).sum(dim=0) for of in self.latest_plans])
         return Routing(MODALITIES, expert_names(self.config.experts), self.network.roles, counts_LME.cpu().numpy())
 
     # --- the edge ---------------------------------------------------------------------------------------------------
-    def _batch_of_one(self, observation: Observation) -> dict[str, Any]:
+    def batch_of_one(self, observation: Observation) -> dict[str, Any]:
+        """An observation as a batch of :meth:`predict_action_chunk`, checked against the policy's features."""
         batch: dict[str, Any] = {}
         for camera, (height, width) in self.features.cameras.items():
             frame = observation.images.get(camera)
             if frame is None:
+                if self.config.sensor_dropout:
+                    continue
+                there = ", ".join(map(repr, observation.images)) or "none"
                 raise UserError(
-                    f"the observation lacks camera {camera!r} "
-                    f"(it has {', '.join(map(repr, observation.images)) or 'none'}): the policy was trained with it"
+                    f"the observation lacks camera {camera!r} (it has {there}): "
+                    "the policy was trained with it always there; train with --config sensor_dropout=0.1 to do without"
                 )
             if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
                 raise UserError(
@@ -249,12 +341,12 @@ class MultimodalPolicy(nn.Module):
                 )
             batch[IMAGE_PREFIX + camera] = frame[None]
         n = len(self.features.state_names)
-        if observation.state is None or observation.state.shape != (n,):
+        if observation.state is not None or not self.config.sensor_dropout:
             shape = None if observation.state is None else observation.state.shape
-            raise UserError(
-                f"the observation's state has shape {shape}, expected ({n},): {', '.join(self.features.state_names)}"
-            )
-        batch[STATE] = observation.state[None]
+            if observation.state is None or shape != (n,):
+                names = ", ".join(self.features.state_names)
+                raise UserError(f"the observation's state has shape {shape}, expected ({n},): {names}")
+            batch[STATE] = observation.state[None]
         if self.network.text is not None and not observation.task:
             raise UserError("the observation has no instruction, and the policy was trained to read one: set its task")
         batch[TASK] = [observation.task or ""]
@@ -264,11 +356,38 @@ class MultimodalPolicy(nn.Module):
         return torch.as_tensor(value).to(self.device, non_blocking=True)
 
     def _inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        images = {}
-        for camera in self.features.cameras:
+        images, absent, b = {}, set(self._absent), len(batch[TASK])
+        for camera, (height, width) in self.features.cameras.items():
             key = IMAGE_PREFIX + camera
-            if key not in batch:
+            if key in batch:
+                frames = self._tensor(batch[key])
+            elif self.config.sensor_dropout:
+                absent.add(camera)
+                frames = torch.zeros(b, height, width, 3, dtype=torch.uint8, device=self.device)
+            else:
                 raise unknown("key in the batch, which lacks", key, [k for k in batch if k.startswith(IMAGE_PREFIX)])
-            images[camera] = self.processor.image(camera, self._tensor(batch[key]))
-        state_BS = self.processor.normalise(STATE, self._tensor(batch[STATE]))
-        return Inputs(images, state_BS, batch[TASK])
+            images[camera] = self.processor.image(camera, frames)
+        if STATE in batch or not self.config.sensor_dropout:
+            state_BS = self.processor.normalise(STATE, self._tensor(batch[STATE]))
+        else:
+            absent |= {str(stem.modality) for stem in self.network.states}
+            state_BS = torch.zeros(b, len(self.features.state_names), device=self.device)
+        self._check_not_blind(absent)
+        present = {sensor: torch.zeros(b, dtype=torch.bool, device=self.device) for sensor in absent}
+        if self.training and self.config.sensor_dropout:
+            present = self._dropped(b)
+        return Inputs(images, state_BS, self._sentences(batch), present)
+
+    def _dropped(self, b: int) -> dict[str, Tensor]:
+        """Sensor -> bool (B,): what each sample of a training batch keeps; never nothing but the sentence."""
+        sensors = [sensor for sensor in self.sensors if sensor != "language"]
+        keep_BS = torch.rand(b, len(sensors), device=self.device) >= self.config.sensor_dropout
+        keep_BS[:, 0] |= ~keep_BS.any(dim=1)
+        return dict(zip(sensors, keep_BS.unbind(dim=1), strict=True))
+
+    def _sentences(self, batch: Mapping[str, Any]) -> Sequence[str]:
+        if only := self.config.only_instruction:
+            for sentence in batch[TASK]:
+                if sentence != only and "language" not in self._absent:
+                    raise UserError(f"this policy was cut out for {only!r} and follows nothing else, got {sentence!r}")
+        return batch[TASK]

@@ -72,9 +72,11 @@ class Summary(nn.Module):
         """(B, W, D) and bool (B, W) -> (B, SUMMARY_HEADS * D); a learned constant where there are no words."""
         if words_BWD.shape[1] == 0:
             return self.absent.expand(words_BWD.shape[0], -1)
-        h_BWD = self.norm(words_BWD)
-        scores_BWS = self.attend(h_BWD).float().masked_fill(~present_BW.unsqueeze(-1), float("-inf"))
-        return (scores_BWS.softmax(dim=1).transpose(1, 2).to(h_BWD.dtype) @ h_BWD).flatten(1)
+        h_BWD, some_B1 = self.norm(words_BWD), present_BW.any(dim=1, keepdim=True)
+        hidden_BW1 = ~(present_BW | ~some_B1).unsqueeze(-1)  # a row without words keeps them: an empty softmax is NaN
+        scores_BWS = self.attend(h_BWD).float().masked_fill(hidden_BW1, float("-inf"))
+        heard_BS = (scores_BWS.softmax(dim=1).transpose(1, 2).to(h_BWD.dtype) @ h_BWD).flatten(1)
+        return torch.where(some_B1, heard_BS, self.absent.to(heard_BS.dtype))
 
 
 def unit(x: Tensor, dim: int) -> Tensor:

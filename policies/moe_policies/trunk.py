@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
-from moe_robot.moe import MoEFeedForward, RoutingPlan, SwiGLU
+from moe_robot.moe import (
+    AttentionExpert,
+    ConvolutionExpert,
+    FeedForwardExpert,
+    GateConfig,
+    MoEFeedForward,
+    RoutingPlan,
+    Units,
+)
 
 
 @dataclass(frozen=True)
@@ -20,11 +29,14 @@ class Tokens:
         modality_N: int64 (N,), index into ``MODALITIES``; the same for every sample.
         present_BN: bool (B, N), False for padding and for what is missing. Absent tokens are neither attended to nor
             routed.
+        segment_N: int64 (N,), the frame, sentence or state that each token belongs to, tokens of one side by side.
     """
 
     x_BND: Tensor
     modality_N: Tensor
     present_BN: Tensor
+    segment_N: Tensor
+    n_segments: int = 1
 
     @classmethod
     def concatenate(cls, parts: list[Tokens]) -> Tokens:
@@ -33,24 +45,28 @@ class Tokens:
             torch.cat([part.x_BND for part in parts], dim=1),
             torch.cat([part.modality_N for part in parts]),
             torch.cat([part.present_BN for part in parts], dim=1),
+            torch.cat([part.segment_N + sum(p.n_segments for p in parts[:i]) for i, part in enumerate(parts)]),
+            sum(part.n_segments for part in parts),
         )
 
     def first(self, n: int) -> Tokens:
         """The first n tokens of each sample."""
-        return Tokens(self.x_BND[:, :n], self.modality_N[:n], self.present_BN[:, :n])
+        return Tokens(
+            self.x_BND[:, :n], self.modality_N[:n], self.present_BN[:, :n], self.segment_N[:n], self.n_segments
+        )
 
     def replaced(self, x_BND: Tensor) -> Tokens:
         """The same tokens with other contents."""
-        return Tokens(x_BND, self.modality_N, self.present_BN)
+        return dataclasses.replace(self, x_BND=x_BND)
 
     @classmethod
     def of(cls, x_BND: Tensor, modality: str, present_BN: Tensor | None = None) -> Tokens:
-        """Tokens of one modality; all present unless said otherwise."""
+        """One segment of tokens of one modality; all present unless said otherwise."""
         b, n, _ = x_BND.shape
         modality_N = torch.full((n,), MODALITIES.index(modality), dtype=torch.int64, device=x_BND.device)
         if present_BN is None:
             present_BN = torch.ones(b, n, dtype=torch.bool, device=x_BND.device)
-        return cls(x_BND, modality_N, present_BN)
+        return cls(x_BND, modality_N, present_BN, torch.zeros_like(modality_N))
 
 
 class Attention(nn.Module):
@@ -74,54 +90,102 @@ class Attention(nn.Module):
         return self.out((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(b, readers, d))
 
 
-class FeedForward(nn.Module):
-    """A feed-forward layer on a normalised copy of the tokens: experts behind a gate, or one dense network."""
+@dataclass(frozen=True)
+class Gating:
+    """What the gates of one pass must know beside their tokens.
 
-    def __init__(self, config: PolicyConfig) -> None:
+    Attributes:
+        available_E: bool (E,), False for experts that are switched off in a study; None for all on.
+        available_BE: bool (B, E), False for experts of a role whose sensors a sample lacks; None when all are there.
+        instruction_BD: the sentence alone, before any picture (B, D), for gates that decide by it; None for others.
+    """
+
+    available_E: Tensor | None = None
+    available_BE: Tensor | None = None
+    instruction_BD: Tensor | None = None
+
+    def available(self, sample_T: Tensor) -> Tensor | None:
+        """bool (E,) or (T, E), for the tokens of these samples."""
+        if self.available_BE is None:
+            return self.available_E
+        both_BE = self.available_BE if self.available_E is None else self.available_BE & self.available_E
+        return both_BE[sample_T]
+
+
+EXPERT_KINDS = {"convolution": ConvolutionExpert, "attention": AttentionExpert}
+
+
+class FeedForward(nn.Module):
+    """A feed-forward layer on a normalised copy of the tokens: experts behind a gate, or one dense network.
+
+    Args:
+        config: of the policy.
+        layer: which feed-forward layer it is; 0 is the entry layer.
+    """
+
+    def __init__(self, config: PolicyConfig, layer: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.unit = config.routing_unit
         self.layer: nn.Module
-        if config.feed_forward == "moe":
-            self.layer = MoEFeedForward(
-                config.width,
-                config.hidden,
-                config.experts,
-                MODALITIES,
-                config.experts_per_token,
-                config.gate_prior,
-                config.gate_learned,
+        if config.is_sparse(layer):
+            gate = GateConfig(
+                experts_per_token=config.experts_per_token,
+                kind=config.gate,
+                prior=config.gate_prior,
+                bias=config.gate_bias and config.routing_unit != "instruction",
+                choice=config.gate_choice,
+                jitter=config.gate_jitter,
+                noisy=config.gate_noise,
+                capacity_factor=config.capacity_factor,
+                bias_balancing=config.bias_rate > 0,
             )
+            kinds = {role: EXPERT_KINDS[kind] for role, kind in config.expert_kinds.items() if kind != "mlp"}
+            self.layer = MoEFeedForward(
+                config.width, config.hidden, config.experts, MODALITIES, gate, config.activation, kinds,
+                config.shared_experts,
+            )  # fmt: skip
         else:
-            self.layer = SwiGLU(config.width, config.experts_per_token * config.hidden)
+            self.layer = FeedForwardExpert(config.width, config.dense_hidden, config.activation)
 
-    def forward(self, tokens: Tokens, available_E: Tensor | None) -> tuple[Tensor, RoutingPlan | None]:
+    def forward(self, tokens: Tokens, gating: Gating) -> tuple[Tensor, RoutingPlan | None]:
         """The layer's output (B, N, D), without the residual, zero for absent tokens; the plan is None when dense."""
         h_BND = self.norm(tokens.x_BND.float())
         if not isinstance(self.layer, MoEFeedForward):
             return self.layer(h_BND), None
         # Only present tokens are routed, so padding costs nothing and is in no loss and no count.
         b, n, d = h_BND.shape
-        if bool(tokens.present_BN.all()):
-            y_TD, plan = self.layer(h_BND.reshape(-1, d), tokens.modality_N.repeat(b), available_E)
-            return y_TD.view(b, n, d), plan
-        rows = tokens.present_BN.reshape(-1).nonzero().squeeze(1)
-        modality_T = tokens.modality_N.repeat(b)[rows]
-        y_TD, plan = self.layer(h_BND.reshape(-1, d).index_select(0, rows), modality_T, available_E)
-        return y_TD.new_zeros(b * n, d).index_copy(0, rows, y_TD).view(b, n, d), plan
+        x_TD, modality_T = h_BND.reshape(-1, d), tokens.modality_N.repeat(b)
+        rows_T = None if bool(tokens.present_BN.all()) else tokens.present_BN.reshape(-1).nonzero().squeeze(1)
+        if rows_T is not None:
+            x_TD, modality_T = x_TD.index_select(0, rows_T), modality_T[rows_T]
+        if self.unit == "token" and gating.available_BE is None:
+            y_TD, plan = self.layer(x_TD, modality_T, gating.available_E)
+        else:
+            row_T = torch.arange(b * n, device=x_TD.device) if rows_T is None else rows_T
+            sample_T = row_T // n
+            segment_T = sample_T * tokens.n_segments + tokens.segment_N.repeat(b)[row_T]
+            units = None
+            if self.unit == "segment":
+                units = Units(segment_T, b * tokens.n_segments)
+            elif self.unit == "instruction":
+                units = Units(sample_T, b, gating.instruction_BD)
+            y_TD, plan = self.layer(x_TD, modality_T, gating.available(sample_T), units, segment_T)
+        if rows_T is not None:
+            y_TD = y_TD.new_zeros(b * n, d).index_copy(0, rows_T, y_TD)
+        return y_TD.view(b, n, d), plan
 
 
 class Block(nn.Module):
     """Attention, then feed-forward, each on a normalised copy and added to the residual."""
 
-    def __init__(self, config: PolicyConfig) -> None:
+    def __init__(self, config: PolicyConfig, layer: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.attention = Attention(config.width, config.heads)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config, layer)
 
-    def forward(
-        self, tokens: Tokens, available_E: Tensor | None, keep: int | None = None
-    ) -> tuple[Tokens, RoutingPlan | None]:
+    def forward(self, tokens: Tokens, gating: Gating, keep: int | None = None) -> tuple[Tokens, RoutingPlan | None]:
         """One block. The plan is None for a dense feed-forward.
 
         With ``keep``, only the first ``keep`` tokens are carried on (they still read all): in the last block, tokens
@@ -131,7 +195,7 @@ class Block(nn.Module):
         read_BND = self.attention(self.norm(tokens.x_BND), tokens.present_BN, n)
         tokens = tokens.first(n)
         tokens = tokens.replaced(tokens.x_BND + read_BND)
-        y_BND, plan = self.feed_forward(tokens, available_E)
+        y_BND, plan = self.feed_forward(tokens, gating)
         return tokens.replaced(tokens.x_BND + y_BND), plan
 
 

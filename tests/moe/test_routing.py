@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from moe_robot.moe import MoEFeedForward, Router, balance_loss, count_routes, execute_loop, execute_sorted, z_loss
+from moe_robot.moe import GateConfig, MoEFeedForward, Router, balance_loss, count_routes, execute, execute_loop, z_loss
 
 ROLES = ("vision", "vision", "vision", "arm", "arm", "grasp")
 MODALITIES = ("vision", "arm", "grasp")
@@ -15,7 +15,7 @@ MODALITIES = ("vision", "arm", "grasp")
 def make_layer(experts_per_token: int = 2, prior: float = 1.0, seed: int = 0) -> MoEFeedForward:
     torch.manual_seed(seed)
     counts = {"vision": 3, "arm": 2, "grasp": 1}
-    return MoEFeedForward(16, 8, counts, MODALITIES, experts_per_token, prior)
+    return MoEFeedForward(16, 8, counts, MODALITIES, GateConfig(experts_per_token, prior=prior))
 
 
 def tokens(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +29,7 @@ def test_sorted_execution_equals_the_token_by_token_definition(n, k, seed):
     layer = make_layer(k, seed=seed)
     x, modality = tokens(n, seed)
     plan = layer.router(x, modality)
-    assert_close(execute_sorted(plan, x, layer.experts), execute_loop(plan, x, layer.experts), rtol=1e-5, atol=1e-6)
+    assert_close(execute(plan, x, layer.experts), execute_loop(plan, x, layer.experts), rtol=1e-5, atol=1e-6)
 
 
 def test_exactly_two_experts_run_per_token():
@@ -78,7 +78,9 @@ def test_the_prior_only_says_where_tokens_begin_and_the_gate_can_leave():
 def test_a_frozen_gate_gets_no_gradient_and_a_learned_one_does():
     for learned in (True, False):
         torch.manual_seed(0)
-        layer = MoEFeedForward(16, 8, {"vision": 3, "arm": 3}, ("vision", "arm"), learned_gate=learned)
+        layer = MoEFeedForward(
+            16, 8, {"vision": 3, "arm": 3}, ("vision", "arm"), GateConfig(kind="learned" if learned else "random")
+        )
         x, modality = tokens(20)
         y, _ = layer(x, modality % 2)
         y.square().sum().backward()
@@ -128,7 +130,7 @@ def test_the_gate_computes_in_float32_under_bf16_autocast():
 
 def even_plan(collapsed: bool):
     """30 vision tokens over experts 0-2, evenly or all on experts 0 and 1."""
-    router = Router(16, ROLES, MODALITIES, 2, prior=0.0)
+    router = Router(16, ROLES, MODALITIES, GateConfig(prior=0.0))
     logits = torch.full((30, 6), -20.0)
     for t in range(30):
         first, second = (0, 1) if collapsed else (t % 3, (t + 1) % 3)
@@ -140,23 +142,23 @@ def even_plan(collapsed: bool):
 
 
 def test_the_balance_loss_is_one_when_even_and_higher_when_collapsed():
-    even = balance_loss(even_plan(collapsed=False), ROLES, MODALITIES)
-    collapsed = balance_loss(even_plan(collapsed=True), ROLES, MODALITIES)
+    even, _ = balance_loss(even_plan(collapsed=False), ROLES, MODALITIES)
+    collapsed, _ = balance_loss(even_plan(collapsed=True), ROLES, MODALITIES)
     assert_close(even, torch.tensor(1.0), rtol=1e-3, atol=1e-3)
     assert collapsed > 1.4
 
 
 def test_a_modality_that_left_its_experts_is_not_called_balanced():
     plan = even_plan(collapsed=False)
-    assert balance_loss(plan, ("arm",) * 3 + ("vision",) * 3, MODALITIES) is None
+    assert balance_loss(plan, ("arm",) * 3 + ("vision",) * 3, MODALITIES)[1] == 0
 
 
 def test_the_balance_loss_weighs_modalities_equally_however_many_tokens_each_has():
-    router = Router(16, ("vision",) * 3 + ("arm",) * 3, ("vision", "arm"), 2, prior=8.0)
+    router = Router(16, ("vision",) * 3 + ("arm",) * 3, ("vision", "arm"), GateConfig(prior=8.0))
     x = torch.randn(103, 16, generator=torch.Generator().manual_seed(1))
     few = torch.tensor([0] * 100 + [1] * 3)
-    each = [balance_loss(router(x[few == m], few[few == m]), router.roles, router.modalities) for m in (0, 1)]
-    assert_close(balance_loss(router(x, few), router.roles, router.modalities), torch.stack(each).mean())
+    each = [balance_loss(router(x[few == m], few[few == m]), router.roles, router.modalities)[0] for m in (0, 1)]
+    assert_close(balance_loss(router(x, few), router.roles, router.modalities)[0], torch.stack(each).mean())
 
 
 def test_the_z_loss_is_the_mean_squared_log_partition():

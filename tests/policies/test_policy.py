@@ -10,8 +10,9 @@ from torch.testing import assert_close
 
 from moe_policies.config import PolicyConfig
 from moe_policies.policy import MultimodalPolicy
+from moe_policies.presets import PRESETS
 from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places
-from moe_policies.trunk import Tokens
+from moe_policies.trunk import Gating, Tokens
 from moe_robot.registry import load_policy, presets
 from moe_robot.types import Features, Observation, Policy, UserError
 
@@ -37,7 +38,7 @@ def without_actions(batch):
     return {key: value for key, value in batch.items() if not key.startswith("action")}
 
 
-@pytest.mark.parametrize("preset", ["moe", "dense-active", "random"])
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("head", ["l1", "flow"])
 def test_alone_equals_batched(features, statistics, batch, preset, head):
     policy = make(features, statistics, preset, head=head)
@@ -77,8 +78,8 @@ def test_no_token_enters_the_trunk_except_through_its_experts(features, statisti
 def test_what_nobody_reads_changes_nothing(features, statistics):
     network = make(features, statistics).network
     tokens = Tokens.of(torch.randn(3, 9, 32), "arm")
-    whole, _ = network.blocks[1](tokens, None)
-    part, _ = network.blocks[1](tokens, None, keep=2)
+    whole, _ = network.blocks[1](tokens, Gating())
+    part, _ = network.blocks[1](tokens, Gating(), keep=2)
     assert_close(part.x_BND, whole.x_BND[:, :2])
 
 
@@ -88,7 +89,7 @@ def test_tokens_begin_at_the_experts_of_their_own_role_and_no_gate_is_masked(fea
     share = policy.routing().share()
     assert share["vision"]["vision"] > 0.9
     assert share["language"]["language"] > 0.9
-    assert all(torch.isfinite(plan.logits_TE).all() for of_layer in policy._plans for plan in of_layer)
+    assert all(torch.isfinite(plan.logits_TE).all() for of_layer in policy.latest_plans for plan in of_layer)
 
 
 def test_the_sentence_decides(features, statistics, batch):

@@ -125,9 +125,14 @@ def test_without_text_it_cannot_read(demonstrations, tmp_path):
     assert policy.network.text is None
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(demonstrations, tmp_path):
-    with pytest.raises(UserError, match=r"the loss is nan|the loss is inf"):
-        train(config(demonstrations, tmp_path / "run", steps=40, learning_rate=1e30, warmup=0, clip=1e30))
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [("moe", "the gate's logits are not finite.*step"), ("dense-active", "the loss is (nan|inf)")],
+)
+def test_what_is_not_finite_stops_the_run(demonstrations, tmp_path, preset, message):
+    with pytest.raises(UserError, match=message):
+        changes = {"steps": 40, "learning_rate": 1e30, "warmup": 0, "clip": 1e30, "preset": preset}
+        train(config(demonstrations, tmp_path / "run", **changes))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""Cold experts: found by name, and brought back by a copy of the busiest expert of their kind.
+
+An expert that no token visits gets no gradient, so it stays as bad as it is and its gate row stays as low: it does not
+come back by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_robot.moe.layer import MoEFeedForward
+
+COLD = 0.1
+"""An expert is cold when its load is below this part of its fair share."""
+
+
+@dataclass(frozen=True)
+class Revival:
+    """What was done for a cold expert.
+
+    Attributes:
+        cold: name of the expert that was brought back.
+        hot: name of the expert that it became a copy of.
+        whole: parameters that were overwritten whole.
+        rows: gate parameters of which one row was overwritten, with the row.
+    """
+
+    cold: str
+    hot: str
+    whole: tuple[nn.Parameter, ...]
+    rows: tuple[tuple[nn.Parameter, int], ...]
+
+
+class ColdWatch(nn.Module):
+    """Follows the load of every expert of one layer and says which are cold.
+
+    An expert's fair share is the mean number of routes per expert of its role that tokens of the modality of the same
+    name make. Updates in which that modality has no tokens (a missing sensor) do not count.
+
+    Args:
+        roles: role of each expert; modalities: names of the token kinds.
+        patience: N, updates with too low a load after which an expert is called cold.
+        decay: of the moving average of the load.
+        pooled: the fair share is the same for all, routes over experts: for gates that know no roles.
+    """
+
+    def __init__(
+        self,
+        roles: Sequence[str],
+        modalities: Sequence[str],
+        patience: int,
+        decay: float = 0.98,
+        pooled: bool = False,
+    ) -> None:
+        super().__init__()
+        if patience < 1:
+            raise ValueError(f"patience is {patience}, expected at least 1 update")
+        self.patience, self.decay, self.pooled = patience, decay, pooled
+        own_ME = torch.tensor([[role == name for role in roles] for name in modalities])
+        self.own_ME: Tensor
+        self.load_E: Tensor
+        self.waited_E: Tensor
+        self.register_buffer("own_ME", own_ME, persistent=False)
+        self.register_buffer("load_E", torch.ones(len(roles), dtype=torch.float64))
+        self.register_buffer("waited_E", torch.zeros(len(roles), dtype=torch.int64))
+
+    def update(self, counts_ME: Tensor) -> list[int]:
+        """Take the routes (M, E) of one update; returns the experts that have just become cold, or are so once more."""
+        counts_ME = counts_ME.double()
+        if self.pooled:
+            fair_E = (counts_ME.sum() / counts_ME.shape[1]).expand(counts_ME.shape[1])
+        else:
+            fair_E = (counts_ME.sum(dim=1) / self.own_ME.sum(dim=1).clamp(min=1)) @ self.own_ME.double()
+        seen_E = fair_E > 0
+        share_E = counts_ME.sum(dim=0) / fair_E.clamp(min=1e-9)
+        self.load_E.copy_(torch.where(seen_E, self.decay * self.load_E + (1 - self.decay) * share_E, self.load_E))
+        waited_E = torch.where(self.load_E < COLD, self.waited_E + 1, 0)
+        self.waited_E.copy_(torch.where(seen_E, waited_E, self.waited_E))
+        now_E = seen_E & (self.waited_E > 0) & (self.waited_E % self.patience == 0)
+        return now_E.nonzero().squeeze(1).tolist()
+
+    def forget(self, expert: int) -> None:
+        """Begin anew with an expert that was revived."""
+        self.load_E[expert], self.waited_E[expert] = 1.0, 0
+
+
+@torch.no_grad()
+def revive(layer: MoEFeedForward, cold: int, load: Sequence[float], noise: float = 0.01) -> Revival | None:
+    """Make a cold expert a copy of the busiest one of the same shape, gate row likewise, both with a little noise.
+
+    Args:
+        layer: the layer.
+        cold: index of the expert.
+        load: of each expert, to find the busiest; one of the same role is preferred.
+        noise: standard deviation of what is added, as a fraction of each parameter's own.
+
+    Returns:
+        what was done, for the log and for :func:`forget_moments`; None when no other expert has the same shape.
+    """
+    shape = [p.shape for p in layer.experts[cold].parameters()]
+    same = [
+        e
+        for e, expert in enumerate(layer.experts)
+        if e != cold and type(expert) is type(layer.experts[cold]) and [p.shape for p in expert.parameters()] == shape
+    ]
+    if not same:
+        return None
+    roles, router = layer.router.roles, layer.router
+    hot = max(same, key=lambda e: (roles[e] == roles[cold], load[e]))
+    whole = tuple(layer.experts[cold].parameters())
+    for mine, theirs in zip(whole, layer.experts[hot].parameters(), strict=True):
+        mine.copy_(theirs + noise * _spread(theirs) * torch.randn_like(theirs))
+    rows: list[tuple[nn.Parameter, int]] = []
+    for gate in (router.weight_ED, router.noise_ED):
+        if gate is not None:
+            gate[cold] = gate[hot] + noise * _spread(gate[hot]) * torch.randn_like(gate[hot])
+            rows.append((gate, cold))
+    router.bias_ME[:, cold] = router.bias_ME[:, hot]
+    if router.balancing_ME.numel():
+        router.balancing_ME[:, cold] = router.balancing_ME[:, hot]
+    return Revival(layer.names[cold], layer.names[hot], whole, tuple(rows))
+
+
+def forget_moments(optimiser: torch.optim.Optimizer, revivals: Iterable[Revival]) -> None:
+    """Clear what the optimiser remembers of the overwritten weights: it was about others."""
+    for revival in revivals:
+        for parameter in revival.whole:
+            optimiser.state.pop(parameter, None)
+        for parameter, row in revival.rows:
+            for value in optimiser.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value[row] = 0
+
+
+def _spread(x: Tensor) -> Tensor:
+    return x.std() if x.numel() > 1 else x.abs().mean()

@@ -1,0 +1,112 @@
+"""What a policy costs: parameters, and floating-point operations of one new action chunk, part by part.
+
+Counted are matrix products and convolutions, as ``torch.utils.flop_counter`` does; a multiplication and an addition
+are two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from moe_policies.network import Network
+from moe_robot.moe import AttentionExpert, ConvolutionExpert, FeedForwardExpert, MoEFeedForward
+from moe_robot.types import Cost
+
+WORDS = 8
+"""Words of the sentence that the count is made for; the encoder itself runs once per sentence and is cached."""
+
+
+def cost_of(network: Network, words: int = WORDS) -> Cost:
+    """The cost of one observation in evaluation, with all sensors there.
+
+    An expert's share is counted for the K that a token wakes, wherever it goes: experts of different cost (other kinds)
+    count with the mean of their layer.
+    """
+    flops: dict[str, int] = dict.fromkeys(("stems", "attention", "gate", "experts", "head"), 0)
+    tokens = _count_tokens(network, words)
+    flops["stems"] = _stems(network, words)
+    entering, looked = tokens["entering"], tokens["glimpses"]
+    _add_feed_forward(flops, network.entry.layer, entering + looked)
+    n = entering
+    last = len(network.blocks) - 1
+    for i, block in enumerate(network.blocks):
+        n = entering + looked if i else entering
+        readers = len(network.action_roles) if i == last else n
+        d = network.config.width
+        flops["attention"] += 2 * n * d * 3 * d + 2 * readers * d * d + 2 * 2 * readers * n * d
+        _add_feed_forward(flops, block.feed_forward.layer, readers)  # type: ignore[union-attr, arg-type]
+    flops["head"] = _linear_flops(network.head)
+    if network.config.head == "flow":
+        flops["head"] *= network.head.steps  # type: ignore[union-attr, operator]
+    total = sum(p.numel() for p in network.parameters())
+    asleep = sum(_asleep(layer) for layer in network.moe_layers)
+    return Cost(total, total - asleep, flops)
+
+
+def _count_tokens(network: Network, words: int) -> dict[str, int]:
+    config, cameras = network.config, len(network.cameras)
+    entering = len(network.action_roles) + len(network.states) + cameras * config.patches**2
+    entering += words if network.text is not None else 0
+    return {"entering": entering, "glimpses": len(network.glimpses) * config.glimpses}
+
+
+def _stems(network: Network, words: int) -> int:
+    total = 0
+    for camera, stem in network.cameras.items():
+        height, width = network.sizes[camera]
+        for module in stem.modules():
+            if isinstance(module, nn.Conv2d):
+                if module.stride[0] > 1:
+                    height, width = (height + 1) // 2, (width + 1) // 2
+                total += 2 * height * width * module.weight.numel()
+        total += 2 * network.config.patches**2 * stem.project.weight.numel()  # type: ignore[union-attr, operator]
+        if camera in network.glimpses:
+            glimpse: Any = network.glimpses[camera]
+            place, find, q, half = (
+                height * width,
+                glimpse.read_width(network.config),
+                len(glimpse.queries),
+                glimpse.n_half,
+            )
+            total += 2 * place * glimpse.key.weight.numel()  # keys
+            total += 2 * q * place * (2 * glimpse.queries.shape[1] + 2)  # scores; features and places of the finds
+            total += 2 * glimpse.point.weight.numel() + 2 * half * q * find  # pointing
+            total += 2 * glimpse.n_tokens * glimpse.project.weight.numel()
+    total += sum(_linear_flops(stem) for stem in network.states)
+    if network.text is not None:
+        total += 2 * words * network.text.project.weight.numel()
+        total += 2 * words * network.summary.attend.weight.numel() * 2  # scores, and the sums they weigh
+    return total
+
+
+def _linear_flops(module: nn.Module) -> int:
+    """Of every linear layer in ``module``, each used for one row."""
+    return sum(2 * m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def _add_feed_forward(flops: dict[str, int], layer: nn.Module, rows: int) -> None:
+    if not isinstance(layer, MoEFeedForward):
+        flops["experts"] += rows * _linear_flops(layer)
+        return
+    gate = layer.router
+    if gate.config.kind != "typed":
+        flops["gate"] += 2 * rows * gate.weight_ED.numel()
+    mean = sum(_expert_flops(expert) for expert in layer.experts) / len(layer.experts)
+    flops["experts"] += round(rows * gate.config.experts_per_token * mean)
+    if layer.shared is not None:
+        flops["experts"] += rows * _linear_flops(layer.shared)
+
+
+def _expert_flops(expert: nn.Module) -> int:
+    """Per row. An attention expert's mixing of a segment's rows is left out: it is small beside its matrices."""
+    convolution = 2 * expert.depthwise.weight.numel() if isinstance(expert, ConvolutionExpert) else 0
+    assert isinstance(expert, FeedForwardExpert | ConvolutionExpert | AttentionExpert)
+    return _linear_flops(expert) + convolution
+
+
+def _asleep(layer: MoEFeedForward) -> int:
+    """Parameters of the experts that a token does not wake."""
+    sizes = sorted(sum(p.numel() for p in expert.parameters()) for expert in layer.experts)
+    return sum(sizes[: len(sizes) - layer.router.config.experts_per_token])

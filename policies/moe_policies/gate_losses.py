@@ -1,0 +1,66 @@
+"""The auxiliary losses of a policy's gates, as its configuration weighs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moe_policies.config import MODALITIES, PolicyConfig
+from moe_robot.moe import (
+    RoutingPlan,
+    balance_loss,
+    balance_loss_over_all,
+    global_entropy,
+    importance_loss,
+    load_loss,
+    local_entropy,
+    z_loss,
+)
+
+
+def gate_losses(config: PolicyConfig, roles: Sequence[str], plans: Sequence[RoutingPlan]) -> dict[str, Tensor]:
+    """Name -> unweighted loss, each computed per plan and averaged (never pooled first).
+
+    A loss whose weight is 0 is left out, but for the balance, which is always logged. A plan with nothing to balance is
+    left out of the balance; it is 0 when none has anything.
+    """
+    m = len(MODALITIES)
+    if config.balances_all:
+        terms = [(balance_loss_over_all(plan), torch.ones((), device=plan.logits_TE.device)) for plan in plans]
+    else:
+        terms = [balance_loss(plan, roles, MODALITIES) for plan in plans]
+    counts = torch.stack([count for _, count in terms])
+    values = torch.stack([value for value, _ in terms])
+    losses = {"balance_loss": (values * counts).sum() / counts.sum().clamp(min=1)}
+    others = {
+        "z_loss": (config.z_weight, z_loss),
+        "importance_loss": (config.importance_weight, importance_loss),
+        "load_loss": (config.load_weight, load_loss),
+        "local_entropy": (config.local_entropy_weight, lambda plan: local_entropy(plan, m)),
+        "global_entropy": (config.global_entropy_weight, lambda plan: global_entropy(plan, m)),
+    }
+    for name, (weight, loss) in others.items():
+        noiseless = (
+            name == "load_loss" and plans[0].noise is None
+        )  # in evaluation mode there is no noise to have a load of
+        if weight and not noiseless:
+            losses[name] = torch.stack([loss(plan) for plan in plans]).mean()
+    return losses
+
+
+def weighted(config: PolicyConfig, losses: dict[str, Tensor]) -> Tensor:
+    """The sum of the losses, each times its weight."""
+    weights = {
+        "balance_loss": config.balance_weight,
+        "z_loss": config.z_weight,
+        "importance_loss": config.importance_weight,
+        "load_loss": config.load_weight,
+        "local_entropy": config.local_entropy_weight,
+        "global_entropy": config.global_entropy_weight,
+    }
+    return torch.stack(
+        [weights[name] * loss for name, loss in losses.items() if weights[name]]
+        or [torch.zeros_like(losses["balance_loss"])]
+    ).sum()
