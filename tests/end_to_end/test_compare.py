@@ -4,22 +4,18 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from moe_robot.cli import main
-from moe_robot.registry import unknown
-from moe_robot.types import Cost, UserError
 
 PLUGIN = Path(__file__).parents[1] / "data/plugin"
-COMPARE = [sys.executable, "-c", "import sys; from moe_robot.cli import main; sys.exit(main(sys.argv[1:]))", "compare"]
 SMALL = "width=16,hidden=8,stem_channels=8,patches=1,glimpses=2,heads=2,chunk=4,batch_size=8"
 ENTRIES = ["--entries", f"moe=moe:{SMALL}", f"dense=dense-active:{SMALL}"]
-SENSORS = ("front", "wrist", "arm", "language")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,30 +28,6 @@ def pointworld():
     yield
     sys.path.remove(str(PLUGIN))
     os.environ["PYTHONPATH"] = before or ""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sensing():
-    """Until the policy can switch sensors off and tell its cost itself, it gets stand-ins."""
-    from moe_policies.policy import MultimodalPolicy
-
-    if hasattr(MultimodalPolicy, "cost"):
-        yield
-        return
-
-    def disable(self, names):
-        for name in names:
-            if name not in SENSORS:
-                raise unknown("sensor", name, SENSORS)
-        if set(names) == set(SENSORS):
-            raise UserError("nothing is left to sense with")
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(MultimodalPolicy, "sensors", SENSORS, raising=False)
-    patch.setattr(MultimodalPolicy, "disable_sensors", disable, raising=False)
-    patch.setattr(MultimodalPolicy, "cost", lambda self: Cost(100, 40, {"stems": 5_000_000}), raising=False)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -272,8 +244,9 @@ def test_a_checkpoint_is_an_entry_of_its_own_with_the_seed_of_its_training(compa
 
 
 def test_a_sweep_draws_its_curves(compare, tmp_path):
-    assert compare(*ENTRIES, "--sweep", "layers=2,3", "--seeds", "0", "--baseline", "moe-layers2")[0] == 0
-    assert set(results(tmp_path / "out")) == {f"{p}-layers{n}-seed0" for p in ("moe", "dense") for n in (2, 3)}
+    swept = ["--sweep", "hidden=8,16", "--baseline", "moe-hidden8", "--speed-seconds", "0.01"]
+    assert compare(*ENTRIES[:2], "--seeds", "0", *swept)[0] == 0
+    assert set(results(tmp_path / "out")) == {"moe-hidden8-seed0", "moe-hidden16-seed0"}
     assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -314,25 +287,33 @@ def test_missing_demonstrations_are_named(compare, tmp_path):
     assert f"no data set at {tmp_path / 'nothing'}" in error
 
 
-def test_a_killed_run_goes_on_and_comes_out_the_same(demonstrations, tmp_path):
-    length = ["--steps", "80", "--episodes", "1", "--no-speed", "--seeds", "0"]
-    command = ["--data", str(demonstrations), *ENTRIES[:2], *length, "--out"]
-    running = subprocess.Popen(
-        [*COMPARE, *command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_an_interrupted_run_goes_on_and_comes_out_the_same(demonstrations, tmp_path, capsys):
+    length = ["--steps", "40", "--episodes", "1", "--no-speed", "--seeds", "0"]
+    command = ["compare", "--data", str(demonstrations), *ENTRIES[:2], *length, "--out"]
     metrics = tmp_path / "cut/runs/moe-seed0/metrics.jsonl"
-    while running.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
-        time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert "the same command goes on" in error
-    assert "Traceback" not in error
+
+    def interrupt_in_the_middle():
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 1):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_in_the_middle, daemon=True).start()
+    assert main([*command, str(tmp_path / "cut")]) == 130
+    assert "keeps what was finished, the same command goes on from there" in capsys.readouterr().err
     assert not list((tmp_path / "cut").glob("results/*"))
     assert (tmp_path / "cut/runs/moe-seed0/state.pt").exists()
 
     for name in ("cut", "whole"):
-        assert main(["compare", *command, str(tmp_path / name)]) == 0
+        assert main([*command, str(tmp_path / name)]) == 0
     cut, whole = (results(tmp_path / name)["moe-seed0"] for name in ("cut", "whole"))
     assert cut["checkpoint_sha256"] == whole["checkpoint_sha256"]
     assert cut["outcomes"] == whole["outcomes"]
+
+
+def test_two_processes_do_not_do_the_same_run(compare, tmp_path):
+    from moe_robot.data.durable import only_writer
+
+    with only_writer(tmp_path / "out/runs/moe-seed0"):
+        status, _, error = compare(*ENTRIES[:2], "--seeds", "0")
+    assert status == 1
+    assert "is being written by another process" in error
