@@ -29,6 +29,7 @@ VERBS = {
     "train": "train a policy on demonstrations",
     "eval": "roll a policy out and report success with intervals",
     "compare": "train or load several policies on the same data and seeds, and put them side by side",
+    "extract": "cut out of a mixture the small policy that one instruction needs",
     "bench": "measure speed and memory of rendering, environment and policy",
 }
 

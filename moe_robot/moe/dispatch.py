@@ -45,7 +45,7 @@ def combine(plan: RoutingPlan, y_RD: Tensor) -> Tensor:
     """Weighted sum of each token's K expert outputs. (R, D) in expert order -> (T, D) in token order."""
     if plan.kept_TK is not None:
         y_RD = torch.cat([y_RD, y_RD.new_zeros(1, y_RD.shape[1])])  # what does not run points at this row
-    y_TKD = y_RD.index_select(0, plan.inverse_R).view(*plan.ids_TK.shape, -1)
+    y_TKD = y_RD.index_select(0, plan.inverse_R).view(*plan.ids_TK.shape, y_RD.shape[1])
     return (y_TKD * plan.weights_TK.unsqueeze(-1).to(y_TKD.dtype)).sum(
         dim=1
     )  # a sum, not index_add: the same bits every run

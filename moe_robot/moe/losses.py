@@ -50,9 +50,9 @@ def balance_loss_over_all(plan: RoutingPlan) -> Tensor:
 
 def z_loss(plan: RoutingPlan) -> Tensor:
     """Router z-loss (ST-MoE, Zoph et al. 2022, eq. 5): mean squared log-partition, keeps logits small."""
-    z_T = plan.logits_TE.logsumexp(dim=-1)
-    present_T = z_T > float("-inf")  # a token with no expert available has no logits
-    return torch.where(present_T, z_T, 0.0).square().sum() / present_T.sum().clamp(min=1)
+    present_T = plan.logits_TE.amax(dim=-1) > float("-inf")  # a token with no expert available has no logits
+    z_T = torch.where(present_T.unsqueeze(1), plan.logits_TE, 0.0).logsumexp(dim=-1)
+    return (z_T.square() * present_T).sum() / present_T.sum().clamp(min=1)
 
 
 def importance_loss(plan: RoutingPlan) -> Tensor:
@@ -79,7 +79,7 @@ def load_loss(plan: RoutingPlan) -> Tensor:
     k, n_experts = plan.experts_per_token, plan.logits_TE.shape[1]
     if k >= n_experts:
         return plan.logits_TE.new_zeros(())
-    best = plan.logits_TE.topk(k + 1, dim=-1)
+    best = plan.logits_TE.clamp(min=-1e9).topk(k + 1, dim=-1)  # -inf, for what is absent, has no gradient
     is_in_TE = torch.zeros_like(plan.logits_TE, dtype=torch.bool).scatter(1, best.indices[:, :k], True)
     threshold_TE = torch.where(is_in_TE, best.values[:, k : k + 1], best.values[:, k - 1 : k])
     distance_TE = (plan.noise.clean_TE - threshold_TE) / plan.noise.scale_TE

@@ -138,7 +138,7 @@ class Router(nn.Module):
 
     def _mask(self, available: Tensor | None, modality_T: Tensor) -> Tensor | None:
         """bool, broadcastable to (T, E): the experts that each token may visit; None when there is no limit."""
-        if available is not None and not bool(available.any()):
+        if available is not None and available.numel() and not bool(available.any()):
             raise ValueError("every expert is switched off: at least one must be available")
         if self.accepts_ME is None:
             return available

@@ -8,6 +8,7 @@ sequence of the uninterrupted one.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -26,6 +27,7 @@ from moe_robot.data.sampler import batch_indices
 from moe_robot.processes import interrupts_wait
 from moe_robot.training.checkpoint import load_state, save_policy, save_state
 from moe_robot.training.config import TrainConfig
+from moe_robot.training.metrics import Metrics
 from moe_robot.training.optimise import AveragedWeights, clip_gradients, make_optimiser, schedule
 from moe_robot.types import Routing, UserError
 
@@ -106,7 +108,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
             },
         )
 
-    with writing(), _Metrics(config.out, step) as metrics, interrupts_wait() as stop_if_interrupted:
+    with writing(), Metrics(config.out, step) as metrics, interrupts_wait() as stop_if_interrupted:
         policy.train()
         last_saved = last_tick = time.monotonic()
         try:
@@ -231,9 +233,13 @@ def _fraction(config: TrainConfig, step: int, elapsed: float) -> float:
 
 def _fingerprint(config: TrainConfig, data_hash: str) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run. Its length may grow."""
-    free = {"out", "data", "resume", "steps", "minutes", "threads", "device", "save_every"}
+    free = {"out", "data", "resume", "steps", "minutes", "threads", "device", "save_every", "upcycle"}
     fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
-    return json.loads(json.dumps({**fixed, "data_sha256": data_hash}))
+    begun = None
+    if config.upcycle:
+        weights = registry.checkpoint_directory(config.upcycle) / "model.safetensors"
+        begun = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return json.loads(json.dumps({**fixed, "data_sha256": data_hash, "upcycled_sha256": begun}))
 
 
 def _check_same_run(saved: str, present: dict[str, Any]) -> None:
@@ -292,40 +298,3 @@ def _probe(policy: Any, dataset: Any, config: TrainConfig, bf16: bool) -> dict[s
         total = routing if total is None or routing is None else total + routing
     policy.train()
     return {"routing": None if total is None else total.share(), "losses": sums}
-
-
-class _Metrics:
-    """Numbers of the run: ``metrics.jsonl`` (one line per log) and TensorBoard events beside it."""
-
-    def __init__(self, out: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._drop_after(out / "metrics.jsonl", step)
-        self._file = (out / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(out / "tensorboard", purge_step=step + 1)
-
-    @staticmethod
-    def _drop_after(path: Path, step: int) -> None:
-        """A resumed run writes the lines after the saved step again: drop the old ones."""
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-            path.write_text("".join(line + "\n" for line in lines))
-
-    def __enter__(self) -> _Metrics:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._board.close()
-
-    def tell(self, step: int, event: dict[str, Any]) -> None:
-        """One line about something that happened."""
-        self._file.write(json.dumps({"step": step, "event": event}) + "\n")
-        self._file.flush()
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, one point per curve."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"train/{name}", value, step)

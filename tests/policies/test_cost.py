@@ -12,7 +12,9 @@ SENTENCE = "press the red button now please my friend"  # eight words with the t
 
 def make(features, statistics, preset, **overrides) -> MultimodalPolicy:
     torch.manual_seed(0)
-    return MultimodalPolicy.from_preset(preset, features, statistics, [SENTENCE], **overrides).eval()
+    return (
+        MultimodalPolicy.from_preset(preset, features, statistics, [SENTENCE], **overrides).eval().requires_grad_(False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,8 @@ def make(features, statistics, preset, **overrides) -> MultimodalPolicy:
     [
         *((preset, {}) for preset in PRESETS),
         ("moe", {"layers": 3, "experts_per_token": 3, "hidden": 96}),
-        ("moe", {"head": "flow", "glimpses": 0}),
+        ("moe", {"head": "flow"}),
+        ("moe", {"glimpses": 0}),
         ("moe", {"text": "none"}),
         ("moe", {"routing_unit": "instruction", "shared_experts": 2}),
     ],

@@ -58,10 +58,22 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(demonstrations
     assert a != losses(config(demonstrations, tmp_path / "c", steps=4, seed=1))
 
 
-def test_a_resumed_run_continues_the_uninterrupted_one_to_the_bit(demonstrations, tmp_path):
-    whole = losses(config(demonstrations, tmp_path / "whole", steps=7))
-    first = losses(config(demonstrations, tmp_path / "cut", steps=7), stop_at=3)
-    rest = losses(config(demonstrations, tmp_path / "cut", steps=7, resume=True))
+EVENTFUL = (
+    "bias_rate=0.01",
+    "cold_after=2",
+    "revive=true",
+    "sensor_dropout=0.2",
+    "gate_noise=true",
+    "capacity_factor=1.0",
+)
+
+
+@pytest.mark.parametrize("settings", [(), EVENTFUL], ids=["plain", "eventful"])
+def test_a_resumed_run_continues_the_uninterrupted_one_to_the_bit(demonstrations, tmp_path, settings):
+    changes = {"steps": 7, "config": TINY + settings}
+    whole = losses(config(demonstrations, tmp_path / "whole", **changes))
+    first = losses(config(demonstrations, tmp_path / "cut", **changes), stop_at=3)
+    rest = losses(config(demonstrations, tmp_path / "cut", **changes, resume=True))
     assert first + rest == whole
     a, b = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(a["average"][key], b["average"][key]) for key in a["average"])
@@ -119,6 +131,19 @@ def test_it_learns_to_go_where_the_sentence_says(demonstrations, tmp_path):
     assert agree.mean() > 0.9
 
 
+def test_an_upcycled_run_begins_where_the_dense_one_ended(demonstrations, tmp_path):
+    train(config(demonstrations, tmp_path / "dense", steps=30, preset="dense-active"))
+    record = train(config(demonstrations, tmp_path / "moe", steps=5, config=(), upcycle=tmp_path / "dense"))
+    dense, sparse = (load_policy(tmp_path / name) for name in ("dense", "moe"))
+    assert sparse.config.feed_forward == "moe"
+    assert record["parameters"] > sum(p.numel() for p in dense.parameters())
+    first = json.loads((tmp_path / "moe" / "metrics.jsonl").read_text().splitlines()[0])
+    start = json.loads((tmp_path / "dense" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["action_loss"] < 0.9 * start["action_loss"]
+    with pytest.raises(UserError, match="is a mixture already"):
+        train(config(demonstrations, tmp_path / "again", steps=5, config=(), upcycle=tmp_path / "moe"))
+
+
 def test_without_text_it_cannot_read(demonstrations, tmp_path):
     train(config(demonstrations, tmp_path / "run", steps=1, no_text=True))
     policy = load_policy(tmp_path / "run")
@@ -130,8 +155,8 @@ def test_without_text_it_cannot_read(demonstrations, tmp_path):
     [("moe", "the gate's logits are not finite.*step"), ("dense-active", "the loss is (nan|inf)")],
 )
 def test_what_is_not_finite_stops_the_run(demonstrations, tmp_path, preset, message):
+    changes = {"steps": 40, "learning_rate": 1e30, "warmup": 0, "clip": 1e30, "preset": preset}
     with pytest.raises(UserError, match=message):
-        changes = {"steps": 40, "learning_rate": 1e30, "warmup": 0, "clip": 1e30, "preset": preset}
         train(config(demonstrations, tmp_path / "run", **changes))
 
 
