@@ -34,7 +34,7 @@ class Options:
     """Folder of demonstrations, the same for every entry. May be left out when every entry is loaded."""
     entries: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[LABEL=]PRESET[:KEY=VALUE,...] ...")] = ()
     """What to train: presets with settings, for example moe dense-active small=moe:hidden=64,learning_rate=5e-4. Keys
-    are those of `train --config`, or learning_rate, batch_size, warmup, weight_decay, clip, ema, precision."""
+    are those of `train --config`, or learning_rate, batch_size, warmup, weight_decay, clip, ema."""
     load: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL=CHECKPOINT ...")] = ()
     """Evaluate these checkpoints as entries of their own."""
     sweep: Annotated[str | None, tyro.conf.arg(metavar="KEY=VALUE,VALUE,...")] = None
@@ -243,7 +243,7 @@ def _show(options: Options, paths: Sequence[Path], labels: Sequence[str], speed:
     missing += [f"{label} (every seed)" for label in labels if label not in told]
     if not runs:
         raise UserError(f"no result in {options.out / 'results'} yet: expected files LABEL-seedK.json")
-    order = list(dict.fromkeys([*labels, *(run.label for run in runs)]))
+    order = list(dict.fromkeys([*(labels or [options.baseline]), *(run.label for run in runs)]))
     comparison = compare(sorted(runs, key=lambda run: (order.index(run.label), run.seed)), options.baseline)
     speed = stored_speed(options.out) if speed is None else speed
     tables = grids(comparison, speed)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moe_robot.registry import parse_options
+from moe_robot.training.config import TrainConfig
 from moe_robot.types import UserError
 
-TRAINING = ("learning_rate", "batch_size", "warmup", "weight_decay", "clip", "ema", "precision")
+TRAINING = ("learning_rate", "batch_size", "warmup", "weight_decay", "clip", "ema")
 """Keys that are options of the training; all others are settings of the policy, as ``train --config`` takes them."""
 
 
@@ -86,9 +86,13 @@ def _with(entry: Entry, setting: str, mark: str) -> Entry:
     """The entry with one more setting; ``mark`` goes into its label, without what a file name cannot hold."""
     mark = re.sub(r"[^A-Za-z0-9._]+", "", mark)
     entry = replace(entry, label=f"{entry.label}-{mark}" if mark else entry.label)
-    key = setting.partition("=")[0]
+    key, _, value = setting.partition("=")
     if key in TRAINING:
-        return replace(entry, training={**entry.training, **parse_options([setting])})
+        kind = type(getattr(TrainConfig, key))
+        try:
+            return replace(entry, training={**entry.training, key: kind(value)})
+        except ValueError:
+            raise UserError(f"entry {entry.label}: {key} is {value!r}, expected a number ({kind.__name__})") from None
     return replace(entry, config=(*entry.config, setting))
 
 

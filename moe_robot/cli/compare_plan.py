@@ -117,7 +117,7 @@ class Planned:
         identity = shared | {
             "preset": entry.preset,
             "config": settings(entry),
-            "training": {name: getattr(config, name) for name in ("steps", "minutes", *TRAINING)},
+            "training": {name: getattr(config, name) for name in ("steps", "minutes", "precision", *TRAINING)},
             "data_sha256": trial.data_sha256,
         }
         return json.loads(json.dumps(identity))  # as it will be read back

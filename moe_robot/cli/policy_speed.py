@@ -100,7 +100,7 @@ class Learn:
         loss.backward()
         clip_gradients(self.policy.parameters(), 1.0)
         self.optimiser.step()
-        self.policy.after_update()
+        self.policy.after_update(self.optimiser)
         self.average.update(self.policy, 1)
 
 

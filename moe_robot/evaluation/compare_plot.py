@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_robot.evaluation.compare import Comparison, Row
 from moe_robot.evaluation.journal import writing
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plot(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write a PNG with one line per sweep and a bootstrap interval at every point.
+
+def plot(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]], path: Path) -> Figure:
+    """Write a PNG (and return its figure) with one line per sweep and a bootstrap interval at every point.
 
     Entries whose cost or speed is unknown are left out of that half.
 
@@ -34,7 +37,8 @@ def plot(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]], path: P
         (halves[1], latency, "batch-1 latency of a chunk, ms"),
     ):
         for number, (line, rows) in enumerate(lines.items()):
-            points = sorted((where[row.label], row) for row in rows if row.label in where)
+            found = [(where[row.label], row) for row in rows if row.label in where]
+            points = sorted(found, key=lambda point: point[0])
             x = [place for place, _ in points]
             y = [100 * row.success.value for _, row in points]
             below = [max(0.0, 100 * (row.success.value - row.ci95[0])) for _, row in points]
@@ -48,3 +52,4 @@ def plot(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]], path: P
     halves[0].legend()
     with writing(path):
         figure.savefig(path, dpi=150)
+    return figure

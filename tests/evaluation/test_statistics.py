@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_robot.evaluation.statistics import Z_95, Rate, mcnemar, paired_difference, quantiles, wilson
+from moe_robot.evaluation.statistics import (
+    Z_95,
+    Rate,
+    hierarchical_interval,
+    holm,
+    mcnemar,
+    paired_difference,
+    quantiles,
+    wilson,
+)
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 pairs = st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("abc")), min_size=1, max_size=40)
@@ -116,3 +125,73 @@ def test_unequal_lists_cannot_be_paired():
 def test_quantiles_of_nothing_are_nothing():
     assert quantiles([]) is None
     assert quantiles([1.0, 2.0, 3.0]) == {"p50": 2.0, "p95": 2.9, "max": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("raw", "adjusted"),
+    [
+        ([], []),
+        ([0.04], [0.04]),
+        # Four tests by hand: 4 * 0.005, 3 * 0.01, then 2 * 0.03 and 1 * 0.04 which may not fall below it.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.6, 0.5, 1.0], [1.0, 1.0, 1.0]),
+    ],
+)
+def test_holm_gives_the_adjusted_values_computed_by_hand(raw, adjusted):
+    assert holm(raw) == pytest.approx(adjusted)
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_never_lowers_a_p_value_never_exceeds_bonferroni_and_keeps_the_order(raw):
+    adjusted = holm(raw)
+    for p, q in zip(raw, adjusted, strict=True):
+        assert p <= q <= min(1.0, p * len(raw))
+    ranked = [q for _, q in sorted(zip(raw, adjusted, strict=True))]
+    assert ranked == sorted(ranked)
+
+
+def test_the_hierarchical_interval_of_one_seed_is_that_of_its_episodes():
+    outcomes = [1] * 30 + [0] * 10
+    low, high = hierarchical_interval([[outcomes]])
+    rng = np.random.default_rng(1)
+    plain = np.percentile([rng.choice(outcomes, 40).mean() for _ in range(10_000)], [2.5, 97.5])
+    assert (low, high) == pytest.approx(tuple(plain), abs=0.026)  # one episode is 1/40
+
+
+def test_the_hierarchical_interval_is_that_of_drawing_seeds_then_episodes_within_tasks():
+    rng = np.random.default_rng(3)
+    values = [[rng.choice([-1, 0, 1], 8, p=[0.2, p, 0.8 - p]).tolist() for _ in range(2)] for p in (0.1, 0.4, 0.7)]
+    means = []
+    for _ in range(10_000):
+        drawn = [values[i] for i in rng.integers(3, size=3)]
+        means.append(np.mean([rng.choice(task, len(task)) for tasks in drawn for task in tasks]))
+    assert hierarchical_interval(values) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.03)
+
+
+def test_seeds_that_differ_widen_the_interval_beyond_that_of_the_episodes():
+    alike = [[[1] * 20 + [0] * 20]] * 4
+    apart = [[[1] * 40], [[0] * 40], [[1] * 40], [[0] * 40]]
+    assert hierarchical_interval(apart) == pytest.approx((0, 1))
+    low, high = hierarchical_interval(alike)
+    assert 0.35 < low < 0.5 < high < 0.65
+
+
+def test_a_task_keeps_its_number_of_episodes():
+    assert hierarchical_interval([[[1] * 10, [0] * 30]] * 3) == (0.25, 0.25)
+
+
+def test_the_interval_holds_the_true_rate_about_as_often_as_it_says():
+    rng = np.random.default_rng(11)
+    truth, held, trials = 0.7, 0, 200
+    for _ in range(trials):
+        rates = np.clip(rng.normal(truth, 0.08, size=5), 0, 1)  # what training again changes
+        values = [[rng.binomial(1, rate, 20).tolist() for _ in range(3)] for rate in rates]
+        low, high = hierarchical_interval(values, resamples=1000)
+        held += low <= truth <= high
+    assert 0.88 <= held / trials <= 0.99
+
+
+@pytest.mark.parametrize("values", [[], [[]], [[[]]], [[[1], []]], [[[1]], [[1], [0]]]])
+def test_outcomes_that_make_no_mean_are_refused(values):
+    with pytest.raises(ValueError, match="expected"):
+        hierarchical_interval(values)

@@ -58,9 +58,10 @@ class PointEnv(gymnasium.Env):
         if seed == self._die_at:
             os._exit(9)
         self.task, self._layout = options["task"], seed
+        self._named = options.get("named_task")
         self.position, self._time = float(self.np_random.uniform(-0.5, 0.5)), 0
         word = self.np_random.choice(["go", "move", "drive"])
-        self.task_description = f"{word} {self.task.removeprefix('go_')}"
+        self.task_description = f"{word} {(self._named or self.task).removeprefix('go_')}"
         return self._observation(), {"task": self.task_description}
 
     def step(self, action):
@@ -69,7 +70,10 @@ class PointEnv(gymnasium.Env):
         self._time += 1
         near = abs(self.position - GOALS[self.task]) < 0.03 and self._time >= 3
         success = near and self._layout not in self._hopeless
-        return self._observation(), 0.0, success, self._time >= 30, {"success": success, "task": self.task_description}
+        info = {"success": success, "task": self.task_description}
+        if self._named:
+            info["named_success"] = abs(self.position - GOALS[self._named]) < 0.03
+        return self._observation(), 0.0, success, self._time >= 30, info
 
     def _observation(self):
         front = np.full((self._size, self._size + 4, 3), 30, np.uint8)
