@@ -237,7 +237,7 @@ def test_errors_of_workers_reach_the_user_and_keep_what_was_finished(tmp_path):
         collect(ENV, "stay", 30, 0, tmp_path, options={"die_at": 20}, workers=2)
     # What the slower worker has not done keeps later episodes waiting in pending/; the same command takes them in.
     assert read_info(tmp_path).episodes + len(list((tmp_path / "pending").glob("*.parquet"))) >= 15
-    with pytest.raises(UserError, match="failed 24 times in a row from seed 3"):
+    with pytest.raises(UserError, match=r"failed 24 times in a row from seed [34]"):
         collect(ENV, "stay", 5, 0, tmp_path / "b", options={"hopeless": list(range(3, SEED_LIMIT))}, workers=2)
     assert open_dataset(tmp_path / "b", 1, split="all").episodes.seed.tolist() == [0, 1, 2]
 
