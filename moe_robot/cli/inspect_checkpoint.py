@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_robot.registry import load_policy
-from moe_robot.types import UserError
+from moe_robot.types import Cost, Costed, UserError
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -22,13 +22,14 @@ def describe(folder: Path) -> dict[str, Any]:
         digest = sha256(weights) if weights.is_file() else None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {folder}: {error.strerror or error} ({error.filename})") from error
-    config = raw.get("config", {})
+    config, cost = raw.get("config", {}), _cost(policy)
     return {
         "checkpoint": str(folder),
         "sha256": digest,
         "policy": raw["policy"],
         "preset": config.get("preset", raw.get("preset")),
-        "parameters": _parameters(policy),
+        "parameters": _parameters(policy, cost),
+        "flops": None if cost is None else {**cost.flops},
         "text_encoder": config.get("text"),
         "features": policy.features.to_json(),
         "config": config,
@@ -50,8 +51,12 @@ def training_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _parameters(policy: Any) -> dict[str, int] | None:
-    """All parameters, and those of the experts and the gates; None for a policy that is no torch module."""
+def _cost(policy: Any) -> Cost | None:
+    return policy.cost() if isinstance(policy, Costed) else None
+
+
+def _parameters(policy: Any, cost: Cost | None) -> dict[str, int] | None:
+    """All parameters, those that one token can meet, those of experts and gates; None for what is no torch module."""
     from torch import nn
 
     from moe_robot.moe import MoEFeedForward
@@ -60,6 +65,8 @@ def _parameters(policy: Any) -> dict[str, int] | None:
         return None
     layers = [module for module in policy.modules() if isinstance(module, MoEFeedForward)]
     count = {"total": sum(p.numel() for p in policy.parameters())}
+    if cost is not None:
+        count["active"] = cost.active_parameters
     if layers:
         count["experts"] = sum(p.numel() for layer in layers for p in layer.experts.parameters())
         count["gates"] = sum(p.numel() for layer in layers for p in layer.router.parameters())
@@ -81,6 +88,7 @@ def print_description(description: Mapping[str, Any]) -> None:
     rows: dict[str, Any] = {
         "weights (sha256)": description["sha256"],
         "parameters": ", ".join(f"{name} {n:,}" for name, n in (description["parameters"] or {}).items()),
+        "a new chunk": _flops(description["flops"]),
         "cameras": cameras,
         "state": f"{len(features['state_names'])}: {', '.join(features['state_names'])}",
         "action": f"{len(features['action_names'])}: {', '.join(features['action_names'])}",
@@ -100,6 +108,13 @@ def print_description(description: Mapping[str, Any]) -> None:
     if not training:
         table.add_row("training", "no train.json beside the weights: nothing is known of it")
     Console().print(table, highlight=False)
+
+
+def _flops(flops: Mapping[str, int] | None) -> str | None:
+    if not flops:
+        return None
+    parts = ", ".join(f"{name} {n / 1e6:.2f}" for name, n in flops.items())
+    return f"{sum(flops.values()) / 1e6:.1f} MFLOPs: {parts}"
 
 
 def _experts(config: Mapping[str, Any]) -> str | None:
