@@ -1,49 +1,142 @@
-"""Carries tokens to their experts and back according to a plan. Dropless: every route runs.
+"""Carries tokens to their experts and back according to a plan. Every route that the plan keeps runs.
 
-``execute_sorted`` is what runs; ``execute_loop`` is the plain text-book loop that the tests hold it against.
+``execute`` picks one of three ways by :func:`choose_backend`; ``execute_loop`` is the plain definition that the tests
+hold all of them against.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from moe_robot.moe import grouped
+from moe_robot.moe.blocked import BLOCK, cut, run_blocked
+from moe_robot.moe.experts import ExpertBank
 from moe_robot.moe.plan import RoutingPlan
+from moe_robot.moe.rows import combine, gather
+
+Backend = Literal["single", "sorted", "grouped"]
+Experts = Sequence[nn.Module] | nn.ModuleList
+
+FEW_ROWS = 4
+"""Up to so many routes, sorting them costs more than it saves."""
 
 
-def execute_sorted(plan: RoutingPlan, x_TD: Tensor, experts: Sequence[nn.Module] | nn.ModuleList) -> Tensor:
-    """Gather rows in expert order, run each expert once on its contiguous rows, and sum each token's K outputs.
+def choose_backend(device_type: str, dtype: torch.dtype, n_rows: int | None, exporting: bool) -> Backend:
+    """Which way is fastest, from what is known before anything runs.
 
-    Experts are separate modules, never slices of one 3-D tensor: the backward of a slice fills the whole bank with
-    zeros, and an expert without rows must get no gradient at all.
+    Args:
+        device_type: "cpu", "cuda", ...
+        dtype: what the experts compute in, autocast included.
+        n_rows: T·K; unused when exporting, where it may not be a number yet.
+        exporting: whether torch.export or torch.compile is tracing.
     """
-    k = plan.experts_per_token
-    rows_RD = x_TD.index_select(0, plan.order_R // k)
-    outputs = [
-        expert(part)
-        for expert, part in zip(experts, rows_RD.split(plan.counts_E.tolist()), strict=True)
-        if part.shape[0]
-    ]
-    return combine(plan, torch.cat(outputs))
+    if exporting or (device_type != "cpu" and dtype == torch.bfloat16 and grouped.is_available()):
+        return "grouped"
+    return "single" if n_rows is not None and n_rows <= FEW_ROWS else "sorted"
 
 
-def combine(plan: RoutingPlan, y_RD: Tensor) -> Tensor:
-    """Weighted sum of each token's K expert outputs. (R, D) in expert order -> (T, D) in token order."""
-    y_TKD = y_RD.index_select(0, plan.inverse_R).view(*plan.ids_TK.shape, -1)
-    return (y_TKD * plan.weights_TK.unsqueeze(-1).to(y_TKD.dtype)).sum(
-        dim=1
-    )  # a sum, not index_add: the same bits every run
+def execute(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
+    """Every token through its experts, and the weighted sum of what they give: (T, D) -> (T, D).
+
+    A route that does not run adds exactly nothing; a token with none gets zeros.
+
+    Args:
+        plan: who goes where.
+        x_TD: the tokens.
+        experts: E modules, rows (R, D) -> rows (R, D). One with the attribute ``takes_segments = True`` is called with
+            ``(rows_RD, segment_R)`` once, all its rows at a time, those of a segment beside each other.
+        segment_T: int64 (T,), the segment of each token, which those experts need.
+
+    Raises:
+        ValueError: if an expert takes segments and none are given, or experts that differ in shape are to be exported.
+    """
+    exporting = torch.compiler.is_compiling()
+    is_bank = isinstance(experts, ExpertBank) and (exporting or experts.is_plain())
+    autocast = torch.is_autocast_enabled(x_TD.device.type)
+    dtype = torch.get_autocast_dtype(x_TD.device.type) if autocast else x_TD.dtype
+    n_rows = None if exporting else plan.ids_TK.numel()
+    backend = choose_backend(x_TD.device.type, dtype, n_rows, exporting)
+    if backend == "grouped" and is_bank and plan.kept_TK is None:
+        return execute_grouped(plan, x_TD, experts)
+    if exporting:
+        raise ValueError("only an ExpertBank, without capacity, can be exported or compiled")
+    if backend == "single":
+        return execute_single(plan, x_TD, experts, segment_T)
+    return execute_sorted(plan, x_TD, experts, segment_T)
 
 
-def execute_loop(plan: RoutingPlan, x_TD: Tensor, experts: Sequence[nn.Module] | nn.ModuleList) -> Tensor:
-    """The definition, token by token: y_t = sum over k of weight[t, k] * expert[id[t, k]](x_t)."""
+def execute_sorted(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
+    """Gather rows in expert order, run each expert on its contiguous rows, and sum each token's K outputs."""
+    rows_RD = gather(plan, x_TD)
+    segment_R = None if segment_T is None else segment_T[plan.order_R // plan.experts_per_token]
+    return combine(plan, run(experts, rows_RD, list(enumerate(plan.counts_E.tolist())), segment_R))
+
+
+def execute_single(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
+    """Few routes, one after the other as they stand: for the one token of a control loop. Nothing is sorted."""
+    if plan.kept_TK is not None or (len(plan.ids_TK) > 1 and any(takes_segments(e) for e in experts)):
+        return execute_sorted(plan, x_TD, experts, segment_T)
+    t, k = plan.ids_TK.shape
+    rows_RD = x_TD.unsqueeze(1).expand(t, k, x_TD.shape[1]).reshape(t * k, -1)
+    segment_R = None if segment_T is None else segment_T.repeat_interleave(k)
+    y_RD = run(experts, rows_RD, [(e, 1) for e in plan.ids_TK.reshape(-1).tolist()], segment_R)
+    return (y_RD.view(t, k, -1) * plan.weights_TK.unsqueeze(-1).to(y_RD.dtype)).sum(dim=1)
+
+
+def execute_grouped(plan: RoutingPlan, x_TD: Tensor, bank: ExpertBank) -> Tensor:
+    """As sorted, with one grouped product for all experts: nothing waits for the device to say who goes where."""
+    return combine(plan, grouped.run_grouped(bank, gather(plan, x_TD), plan.counts_E))
+
+
+def run(
+    experts: Experts, rows_RD: Tensor, experts_and_rows: Sequence[tuple[int, int]], segment_R: Tensor | None
+) -> Tensor:
+    """Consecutive rows through the experts named in ``experts_and_rows``, (R, D) -> (R, D)."""
+    if isinstance(experts, ExpertBank) and experts.is_plain():
+        return run_blocked(experts, rows_RD, cut(experts_and_rows))
+    outputs, start = [], 0
+    for e, n in experts_and_rows:
+        expert = experts[e]
+        if takes_segments(expert):
+            if segment_R is None:
+                raise ValueError(f"expert {e} takes whole segments: give segment_T")
+            outputs += [expert(rows_RD[start : start + n], segment_R[start : start + n])] if n else []
+        else:
+            outputs += [expert(part) for part in rows_RD[start : start + n].split(BLOCK) if n]
+        start += n
+    return torch.cat(outputs) if outputs else rows_RD
+
+
+def takes_segments(expert: Any) -> bool:
+    """Whether an expert wants the rows of whole segments together with their segment numbers."""
+    return bool(getattr(expert, "takes_segments", False))
+
+
+def execute_loop(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
+    """The definition, token by token: y_t = sum over k that run of weight[t, k] * expert[id[t, k]](x_t).
+
+    An expert that takes segments gets all its tokens first, since what it makes of one depends on the others.
+    """
+    whole = {}
+    for e, expert in enumerate(experts):
+        if takes_segments(expert) and segment_T is not None:
+            mine_T = _running(plan, e).any(dim=1).nonzero().squeeze(1)
+            whole[e] = dict(zip(mine_T.tolist(), expert(x_TD[mine_T], segment_T[mine_T]), strict=True))
     rows = []
     for t in range(x_TD.shape[0]):
         y_D = torch.zeros_like(x_TD[t])
         for k in range(plan.experts_per_token):
-            expert = experts[int(plan.ids_TK[t, k])]
-            y_D = y_D + plan.weights_TK[t, k] * expert(x_TD[t : t + 1])[0]
+            e = int(plan.ids_TK[t, k])
+            if bool(_running(plan, e)[t, k]):
+                y_D = y_D + plan.weights_TK[t, k] * (whole[e][t] if e in whole else experts[e](x_TD[t : t + 1])[0])
         rows.append(y_D)
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else torch.zeros_like(x_TD)
+
+
+def _running(plan: RoutingPlan, expert: int) -> Tensor:
+    chosen_TK = plan.ids_TK == expert
+    return chosen_TK if plan.kept_TK is None else chosen_TK & plan.kept_TK

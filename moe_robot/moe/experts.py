@@ -1,23 +1,168 @@
-"""The experts: SwiGLU feed-forward networks (Shazeer 2020), one module each."""
+"""The experts: feed-forward networks, one module each, and banks of experts of one shape."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Activation = Literal["swiglu", "geglu", "relu"]
+Storage = Literal["separate", "stacked"]
 
-class SwiGLU(nn.Module):
-    """``W_out (silu(W_gate x) * W_up x)``, tokens (R, D) -> tokens (R, D).
 
+def is_gated(activation: Activation) -> bool:
+    """Whether the inner projection is twice as wide: one half is the gate of the other."""
+    if activation not in ("swiglu", "geglu", "relu"):
+        raise ValueError(f"activation is {activation!r}, expected 'swiglu', 'geglu' or 'relu'")
+    return activation != "relu"
+
+
+def activate(inner_RP: Tensor, activation: Activation) -> Tensor:
+    """From the inner projection to the hidden layer: (R, 2H) -> (R, H) when gated, (R, H) -> (R, H) otherwise."""
+    if activation == "relu":
+        return F.relu(inner_RP)
+    gate_RH, up_RH = inner_RP.chunk(2, dim=-1)
+    return (F.silu(gate_RH) if activation == "swiglu" else F.gelu(gate_RH)) * up_RH
+
+
+class FeedForwardExpert(nn.Module):
+    """Two matrices and an activation between them, no biases, tokens (R, D) -> tokens (R, D).
+
+    ``swiglu``: ``W_out (silu(W_gate x) * W_up x)`` (Shazeer 2020); ``geglu``: the same with GELU, as GLaM's experts
+    (Du et al. 2021); ``relu``: ``W_out relu(W_up x)``, as Switch Transformer's (Fedus et al. 2021).
     Gate and up projection are one matrix: one large product is quicker than two small ones.
     """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation = "swiglu") -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.activation: Activation = activation
+        self.gate_up = nn.Linear(width, (2 if is_gated(activation) else 1) * hidden, bias=False)
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_RD: Tensor) -> Tensor:
         """Apply the network to each row."""
-        gate, up = self.gate_up(x_RD).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * up)
+        return self.out(activate(self.gate_up(x_RD), self.activation))
+
+
+class SwiGLU(FeedForwardExpert):
+    """The feed-forward expert with its usual activation."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(width, hidden, "swiglu")
+
+
+class ExpertBank(nn.ModuleList):
+    """E feed-forward experts of one shape, kept apart or stacked.
+
+    ``separate``: one module per expert. Backward touches only the experts that ran and the others get no gradient at
+    all: the form for CPUs. ``stacked``: one 3-D parameter per matrix, which grouped products need: the form for GPUs.
+    The state dict is the same in both, one entry per expert (``0.gate_up.weight``, ``0.out.weight``, ...), so a
+    checkpoint moves freely. Call :meth:`store_as` before the optimiser is made: it replaces the parameters.
+    """
+
+    storage: Storage = "separate"
+
+    def __init__(
+        self, n_experts: int, width: int, hidden: int, activation: Activation = "swiglu", storage: Storage = "separate"
+    ) -> None:
+        super().__init__(FeedForwardExpert(width, hidden, activation) for _ in range(n_experts))
+        self.n_experts, self.activation = n_experts, activation
+        self.store_as(storage)
+
+    def store_as(self, storage: Storage) -> ExpertBank:
+        """Change how the parameters are kept; values and device stay. Returns the bank."""
+        if storage not in ("separate", "stacked"):
+            raise ValueError(f"storage is {storage!r}, expected 'separate' or 'stacked'")
+        if storage != self.storage:
+            gate_up_EPD, out_EDH = (bank.detach() for bank in self.stacked())
+            if storage == "stacked":
+                self._modules.clear()
+                self.gate_up_EPD, self.out_EDH = nn.Parameter(gate_up_EPD), nn.Parameter(out_EDH)
+            else:
+                del self.gate_up_EPD, self.out_EDH
+                for e in range(self.n_experts):
+                    self._modules[str(e)] = self._expert(gate_up_EPD[e].clone(), out_EDH[e].clone())
+            self.storage = storage
+        return self
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """All inner matrices (E, P, D) and all outer matrices (E, D, H); copied together when kept apart."""
+        if self.storage == "stacked":
+            return self.gate_up_EPD, self.out_EDH
+        return torch.stack([e.gate_up.weight for e in self]), torch.stack([e.out.weight for e in self])
+
+    def apart(self) -> list[tuple[Tensor, Tensor]]:
+        """The two matrices of each expert."""
+        if self.storage == "separate":
+            return [(e.gate_up.weight, e.out.weight) for e in self]
+        # unbind, not [e]: the backward of a slice would fill a whole bank with zeros for each expert
+        return list(zip(self.gate_up_EPD.unbind(0), self.out_EDH.unbind(0), strict=True))
+
+    def is_plain(self) -> bool:
+        """Whether nothing but the matrices matters: no expert was replaced, wrapped, quantised or hooked."""
+        return all(
+            type(e) is FeedForwardExpert
+            and not _is_hooked(e)
+            and all(type(m) is nn.Linear and not _is_hooked(m) for m in e._modules.values())
+            for e in self._modules.values()
+        )
+
+    def __len__(self) -> int:
+        return self.n_experts if self.storage == "stacked" else super().__len__()
+
+    def __getitem__(self, index: Any) -> Any:
+        if self.storage == "separate":
+            return super().__getitem__(index)
+        e = range(self.n_experts)[index]
+        return lambda x_RD: F.linear(activate(F.linear(x_RD, self.gate_up_EPD[e]), self.activation), self.out_EDH[e])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[e] for e in range(len(self))])
+
+    def _expert(self, gate_up_PD: Tensor, out_DH: Tensor) -> FeedForwardExpert:
+        with torch.device("meta"):
+            expert = FeedForwardExpert(out_DH.shape[0], out_DH.shape[1], self.activation)
+        expert.gate_up.weight, expert.out.weight = nn.Parameter(gate_up_PD), nn.Parameter(out_DH)
+        return expert
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self.storage == "separate":
+            return
+        for e, weights in enumerate(zip(*self.stacked(), strict=True)):
+            for name, weight in zip(("gate_up", "out"), weights, strict=True):
+                destination[f"{prefix}{e}.{name}.weight"] = weight if keep_vars else weight.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if self.storage == "separate":
+            return
+        wanted = {
+            f"{prefix}{e}.{name}.weight": bank[e]
+            for name, bank in zip(("gate_up", "out"), (self.gate_up_EPD.data, self.out_EDH.data), strict=True)
+            for e in range(self.n_experts)
+        }
+        for key, weight in wanted.items():
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif state_dict[key].shape != weight.shape:
+                error_msgs.append(f"size mismatch for {key}: {tuple(state_dict[key].shape)}, not {tuple(weight.shape)}")
+            else:
+                weight.copy_(state_dict[key])
+        unexpected_keys.extend(key for key in state_dict if key.startswith(prefix) and key not in wanted)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from moe_robot.moe.dispatch import execute_sorted
-from moe_robot.moe.experts import SwiGLU
+from moe_robot.moe.dispatch import execute
+from moe_robot.moe.experts import ExpertBank
 from moe_robot.moe.plan import RoutingPlan
 from moe_robot.moe.router import Router
 
@@ -46,11 +46,11 @@ class MoEFeedForward(nn.Module):
         super().__init__()
         roles = expert_roles(experts)
         self.router = Router(width, roles, modalities, experts_per_token, prior, learned_gate)
-        self.experts = nn.ModuleList(SwiGLU(width, hidden) for _ in roles)
+        self.experts = ExpertBank(len(roles), width, hidden)
 
     def forward(
         self, x_TD: Tensor, modality_T: Tensor, available_E: Tensor | None = None
     ) -> tuple[Tensor, RoutingPlan]:
         """Tokens (T, D) -> (tokens (T, D), plan)."""
         plan = self.router(x_TD, modality_T, available_E)
-        return execute_sorted(plan, x_TD, self.experts), plan
+        return execute(plan, x_TD, self.experts), plan

@@ -7,6 +7,7 @@ Shape suffixes used in this package:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,15 +17,16 @@ from torch import Tensor
 class RoutingPlan:
     """A frozen record between the router and the experts. Tensors only; nothing in it is ever changed.
 
+    What the router decided is stored; how the rows lie in expert order follows from it, and is worked out when first
+    asked for: one token alone, or a report, never asks.
+
     Attributes:
         ids_TK: int64 (T, K), experts of each token, highest gate probability first.
-        weights_TK: float32 (T, K), what each expert's output is multiplied by.
+        weights_TK: float32 (T, K), what each expert's output is multiplied by; 0 where a route does not run.
         probabilities_TE: float32 (T, E), softmax over the available experts; 0 for those that are switched off.
         logits_TE: float32 (T, E), before the softmax; -inf for experts that are switched off.
         modality_T: int64 (T,), the modality of each token.
-        order_R: int64 (R,), flat (token, slot) indices sorted by expert, stable.
-        inverse_R: int64 (R,), the inverse permutation of ``order_R``.
-        counts_E: int64 (E,), rows per expert.
+        kept_TK: bool (T, K), which routes run; None when all do (no capacity).
     """
 
     ids_TK: Tensor
@@ -32,22 +34,49 @@ class RoutingPlan:
     probabilities_TE: Tensor
     logits_TE: Tensor
     modality_T: Tensor
-    order_R: Tensor
-    inverse_R: Tensor
-    counts_E: Tensor
+    kept_TK: Tensor | None = None
 
     @property
     def experts_per_token(self) -> int:
         """K of this plan; below the router's K when fewer experts are available."""
         return self.ids_TK.shape[1]
 
+    @cached_property
+    def order_R(self) -> Tensor:
+        """int64 (R,), flat (token, slot) indices of the routes that run, sorted by expert, stable.
+
+        The same choice gives the same row order on every run. R is T·K, fewer when some routes do not run.
+        """
+        flat_R = self.ids_TK.reshape(-1)
+        if self.kept_TK is None:
+            return torch.argsort(flat_R, stable=True)
+        running_R = self.kept_TK.reshape(-1).nonzero().squeeze(1)
+        return running_R[torch.argsort(flat_R[running_R], stable=True)]
+
+    @cached_property
+    def inverse_R(self) -> Tensor:
+        """int64 (T·K,), the row of each route in expert order; R, one past the last, for a route that does not run."""
+        rows_R = torch.arange(self.order_R.shape[0], device=self.ids_TK.device)
+        inverse_R = torch.full_like(self.ids_TK.reshape(-1), self.order_R.shape[0])
+        return inverse_R.scatter_(0, self.order_R, rows_R)
+
+    @cached_property
+    def counts_E(self) -> Tensor:
+        """int64 (E,), running rows per expert. Counted without asking the device for anything."""
+        flat_R = self.ids_TK.reshape(-1)
+        ones_R = torch.ones_like(flat_R) if self.kept_TK is None else self.kept_TK.reshape(-1).to(torch.int64)
+        return flat_R.new_zeros(self.logits_TE.shape[1]).scatter_add_(0, flat_R, ones_R)
+
 
 def make_plan(
-    ids_TK: Tensor, weights_TK: Tensor, probabilities_TE: Tensor, logits_TE: Tensor, modality_T: Tensor
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    probabilities_TE: Tensor,
+    logits_TE: Tensor,
+    modality_T: Tensor,
+    kept_TK: Tensor | None = None,
 ) -> RoutingPlan:
-    """Sort the chosen routes by expert, stably: the same choice gives the same row order on every run."""
-    flat_R = ids_TK.reshape(-1)
-    order_R = torch.argsort(flat_R, stable=True)
-    inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(order_R.numel(), device=order_R.device))
-    counts_E = torch.bincount(flat_R, minlength=logits_TE.shape[1])
-    return RoutingPlan(ids_TK, weights_TK, probabilities_TE, logits_TE, modality_T, order_R, inverse_R, counts_E)
+    """A plan from what the router decided; a route that does not run gets the weight 0."""
+    if kept_TK is not None:
+        weights_TK = weights_TK.masked_fill(~kept_TK, 0.0)
+    return RoutingPlan(ids_TK, weights_TK, probabilities_TE, logits_TE, modality_T, kept_TK)
