@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_robot.moe import grouped
-from moe_robot.moe.blocked import BLOCK, cut, run_blocked
+from moe_robot.moe.blocked import BLOCK, Piece, run_blocked
 from moe_robot.moe.experts import ExpertBank
 from moe_robot.moe.plan import RoutingPlan
 from moe_robot.moe.rows import combine, gather
@@ -55,25 +55,27 @@ def execute(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor
         ValueError: if an expert takes segments and none are given, or experts that differ in shape are to be exported.
     """
     exporting = torch.compiler.is_compiling()
-    is_bank = isinstance(experts, ExpertBank) and (exporting or experts.is_plain())
-    autocast = torch.is_autocast_enabled(x_TD.device.type)
-    dtype = torch.get_autocast_dtype(x_TD.device.type) if autocast else x_TD.dtype
-    n_rows = None if exporting else plan.ids_TK.numel()
-    backend = choose_backend(x_TD.device.type, dtype, n_rows, exporting)
-    if backend == "grouped" and is_bank and plan.kept_TK is None:
-        return execute_grouped(plan, x_TD, experts)
-    if exporting:
-        raise ValueError("only an ExpertBank, without capacity, can be exported or compiled")
-    if backend == "single":
-        return execute_single(plan, x_TD, experts, segment_T)
-    return execute_sorted(plan, x_TD, experts, segment_T)
+    device = x_TD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
+    backend = choose_backend(device, dtype, None if exporting else plan.ids_TK.numel(), exporting)
+    if backend == "grouped":
+        if (
+            isinstance(experts, ExpertBank)
+            and plan.kept_TK is None
+            and (exporting or experts.apart(range(len(experts))))
+        ):
+            return execute_grouped(plan, x_TD, experts)
+        if exporting:
+            raise ValueError("only an ExpertBank, without capacity, can be exported or compiled")
+    run_them = execute_single if backend == "single" else execute_sorted
+    return run_them(plan, x_TD, experts, segment_T)
 
 
 def execute_sorted(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
     """Gather rows in expert order, run each expert on its contiguous rows, and sum each token's K outputs."""
     rows_RD = gather(plan, x_TD)
     segment_R = None if segment_T is None else segment_T[plan.order_R // plan.experts_per_token]
-    return combine(plan, run(experts, rows_RD, list(enumerate(plan.counts_E.tolist())), segment_R))
+    return combine(plan, run(experts, rows_RD, [Piece(e, n) for e, n in enumerate(plan.counts_E.tolist())], segment_R))
 
 
 def execute_single(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
@@ -83,7 +85,7 @@ def execute_single(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T:
     t, k = plan.ids_TK.shape
     rows_RD = x_TD.unsqueeze(1).expand(t, k, x_TD.shape[1]).reshape(t * k, -1)
     segment_R = None if segment_T is None else segment_T.repeat_interleave(k)
-    y_RD = run(experts, rows_RD, [(e, 1) for e in plan.ids_TK.reshape(-1).tolist()], segment_R)
+    y_RD = run(experts, rows_RD, [Piece(e, 1) for e in plan.ids_TK.reshape(-1).tolist()], segment_R)
     return (y_RD.view(t, k, -1) * plan.weights_TK.unsqueeze(-1).to(y_RD.dtype)).sum(dim=1)
 
 
@@ -92,21 +94,21 @@ def execute_grouped(plan: RoutingPlan, x_TD: Tensor, bank: ExpertBank) -> Tensor
     return combine(plan, grouped.run_grouped(bank, gather(plan, x_TD), plan.counts_E))
 
 
-def run(
-    experts: Experts, rows_RD: Tensor, experts_and_rows: Sequence[tuple[int, int]], segment_R: Tensor | None
-) -> Tensor:
-    """Consecutive rows through the experts named in ``experts_and_rows``, (R, D) -> (R, D)."""
-    if isinstance(experts, ExpertBank) and experts.is_plain():
-        return run_blocked(experts, rows_RD, cut(experts_and_rows))
+def run(experts: Experts, rows_RD: Tensor, pieces: Sequence[Piece], segment_R: Tensor | None) -> Tensor:
+    """Each piece's rows through its expert, (R, D) -> (R, D)."""
+    if isinstance(experts, ExpertBank):
+        matrices = experts.apart({piece.expert for piece in pieces if piece.rows})
+        if matrices is not None:
+            return run_blocked(matrices, experts.activation, rows_RD, pieces)
     outputs, start = [], 0
-    for e, n in experts_and_rows:
-        expert = experts[e]
-        if takes_segments(expert):
+    for e, n in pieces:
+        part_RD, expert = rows_RD[start : start + n], experts[e]
+        if n and takes_segments(expert):
             if segment_R is None:
                 raise ValueError(f"expert {e} takes whole segments: give segment_T")
-            outputs += [expert(rows_RD[start : start + n], segment_R[start : start + n])] if n else []
-        else:
-            outputs += [expert(part) for part in rows_RD[start : start + n].split(BLOCK) if n]
+            outputs.append(expert(part_RD, segment_R[start : start + n]))
+        elif n:
+            outputs += [expert(block_BD) for block_BD in part_RD.split(BLOCK)]
         start += n
     return torch.cat(outputs) if outputs else rows_RD
 

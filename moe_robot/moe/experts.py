@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -94,21 +94,23 @@ class ExpertBank(nn.ModuleList):
             return self.gate_up_EPD, self.out_EDH
         return torch.stack([e.gate_up.weight for e in self]), torch.stack([e.out.weight for e in self])
 
-    def apart(self) -> list[tuple[Tensor, Tensor]]:
-        """The two matrices of each expert."""
-        if self.storage == "separate":
-            return [(e.gate_up.weight, e.out.weight) for e in self]
-        # unbind, not [e]: the backward of a slice would fill a whole bank with zeros for each expert
-        return list(zip(self.gate_up_EPD.unbind(0), self.out_EDH.unbind(0), strict=True))
-
-    def is_plain(self) -> bool:
-        """Whether nothing but the matrices matters: no expert was replaced, wrapped, quantised or hooked."""
-        return all(
-            type(e) is FeedForwardExpert
-            and not _is_hooked(e)
-            and all(type(m) is nn.Linear and not _is_hooked(m) for m in e._modules.values())
-            for e in self._modules.values()
-        )
+    def apart(self, which: Iterable[int]) -> dict[int, tuple[Tensor, Tensor]] | None:
+        """The two matrices of each of these experts; None where more than the matrices matters, because one of them
+        was replaced, wrapped, quantised or hooked."""
+        if self.storage == "stacked":
+            # unbind, not [e]: the backward of a slice would fill a whole bank with zeros for each expert
+            gate_up, out = self.gate_up_EPD.unbind(0), self.out_EDH.unbind(0)
+            return {e: (gate_up[e], out[e]) for e in which}
+        found = {}
+        for e in which:
+            expert = self._modules[str(e)]
+            if type(expert) is not FeedForwardExpert or _is_hooked(expert):
+                return None
+            inner, outer = expert._modules["gate_up"], expert._modules["out"]  # attributes would cost microseconds
+            if type(inner) is not nn.Linear or type(outer) is not nn.Linear or _is_hooked(inner) or _is_hooked(outer):
+                return None
+            found[e] = inner._parameters["weight"], outer._parameters["weight"]
+        return found
 
     def __len__(self) -> int:
         return self.n_experts if self.storage == "stacked" else super().__len__()
