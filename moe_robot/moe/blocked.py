@@ -78,15 +78,29 @@ def _forward(
 
     The inner projection of each group is appended to ``kept``.
     """
-    parts = iter(x_RD.split([piece.rows for group in groups for piece in group]))
-    outputs = []
+    sizes = [piece.rows for group in groups for piece in group]
+    y_RD = x_RD.new_empty(x_RD.shape[0], weights[1].shape[0])
+    parts, outputs = iter(x_RD.split(sizes)), iter(y_RD.split(sizes))
     for group in groups:
-        inner_BP = _join([F.linear(next(parts), weights[place]) for place, _ in group])
+        matrices = [weights[place].t() for place, _ in group]
+        inner_BP = _products([next(parts) for _ in group], matrices)
         if kept is not None:
             kept.append(inner_BP)
         hidden = activate(inner_BP, activation).split([piece.rows for piece in group])
-        outputs += [F.linear(rows, weights[place + 1]) for (place, _), rows in zip(group, hidden, strict=True)]
-    return _join(outputs)
+        for (place, _), rows in zip(group, hidden, strict=True):
+            torch.mm(rows, weights[place + 1].t(), out=next(outputs))
+    return y_RD
+
+
+def _products(rows: Sequence[Tensor], matrices: Sequence[Tensor]) -> Tensor:
+    """Each part of a group times its own matrix, one below the other."""
+    if len(rows) == 1:
+        return rows[0].mm(matrices[0])
+    sizes = [len(part) for part in rows]
+    result_BJ = rows[0].new_empty(sum(sizes), matrices[0].shape[1])
+    for part, matrix, out in zip(rows, matrices, result_BJ.split(sizes), strict=True):
+        torch.mm(part, matrix, out=out)  # in place of a concatenation, which would copy
+    return result_BJ
 
 
 class _Blocked(torch.autograd.Function):
@@ -107,7 +121,8 @@ class _Blocked(torch.autograd.Function):
         weights, inner = saved[: -len(ctx.groups)], saved[-len(ctx.groups) :]
         sizes = [piece.rows for group in ctx.groups for piece in group]
         xs, grad_ys = iter(x_RD.split(sizes)), iter(grads[0].split(sizes))
-        grad_xs: list[Tensor] = []
+        grad_x_RD = torch.empty_like(x_RD) if ctx.needs_input_grad[0] else None
+        grad_xs = None if grad_x_RD is None else iter(grad_x_RD.split(sizes))
         sums: list[Any] = [None] * len(weights)
 
         def add_product(place: int, left_BI: Tensor, right_BJ: Tensor) -> None:
@@ -117,15 +132,15 @@ class _Blocked(torch.autograd.Function):
 
         for group, inner_BP in zip(ctx.groups, inner, strict=True):
             group_sizes, my_grads = [piece.rows for piece in group], [next(grad_ys) for _ in group]
-            grad_BH = _join([g.mm(weights[place + 1]) for (place, _), g in zip(group, my_grads, strict=True)])
+            grad_BH = _products(my_grads, [weights[place + 1] for place, _ in group])
             hidden_BH, grad_inner_BP = _activate_backward(inner_BP, grad_BH, ctx.activation)
             hidden, grad_inner = hidden_BH.split(group_sizes), grad_inner_BP.split(group_sizes)
             for (place, _), g, h, i in zip(group, my_grads, hidden, grad_inner, strict=True):
                 add_product(place + 1, g, h)
                 add_product(place, i, next(xs))
-                if ctx.needs_input_grad[0]:
-                    grad_xs.append(i.mm(weights[place]))
-        return (_join(grad_xs) if grad_xs else None), None, None, *sums
+                if grad_xs is not None:
+                    torch.mm(i, weights[place], out=next(grad_xs))
+        return grad_x_RD, None, None, *sums
 
 
 def _activate_backward(inner_BP: Tensor, grad_BH: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
@@ -142,7 +157,3 @@ def _activate_backward(inner_BP: Tensor, grad_BH: Tensor, activation: Activation
     backward = torch.ops.aten.silu_backward if swiglu else torch.ops.aten.gelu_backward
     backward.grad_input(grad_BH.mul_(up_BH), gate_BH, grad_input=grad_gate_BH)
     return hidden_BH.mul_(up_BH), grad_inner_BP
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

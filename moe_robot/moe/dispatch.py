@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moe_robot.moe import grouped
 from moe_robot.moe.blocked import BLOCK, Piece, run_blocked
-from moe_robot.moe.experts import ExpertBank
+from moe_robot.moe.experts import ExpertBank, feed_forward
 from moe_robot.moe.plan import RoutingPlan
 from moe_robot.moe.rows import combine, gather
 
@@ -79,14 +79,21 @@ def execute_sorted(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T:
 
 
 def execute_single(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
-    """Few routes, one after the other as they stand: for the one token of a control loop. Nothing is sorted."""
-    if plan.kept_TK is not None or (len(plan.ids_TK) > 1 and any(takes_segments(e) for e in experts)):
+    """Few routes, one after the other as they stand: for the one token of a control loop.
+
+    Nothing is sorted and next to nothing is called: between two weight matrices that fill the cache, every further
+    operation finds its own code and data pushed out, and costs several times what it does in a loop by itself.
+    """
+    routes_TK = plan.ids_TK.tolist()
+    matrices = experts.apart({e for ids in routes_TK for e in ids}) if isinstance(experts, ExpertBank) else None
+    if matrices is None or plan.kept_TK is not None:
         return execute_sorted(plan, x_TD, experts, segment_T)
-    t, k = plan.ids_TK.shape
-    rows_RD = x_TD.unsqueeze(1).expand(t, k, x_TD.shape[1]).reshape(t * k, -1)
-    segment_R = None if segment_T is None else segment_T.repeat_interleave(k)
-    y_RD = run(experts, rows_RD, [Piece(e, 1) for e in plan.ids_TK.reshape(-1).tolist()], segment_R)
-    return (y_RD.view(t, k, -1) * plan.weights_TK.unsqueeze(-1).to(y_RD.dtype)).sum(dim=1)
+    rows = []
+    for t, ids in enumerate(routes_TK):
+        x_1D = x_TD if len(routes_TK) == 1 else x_TD[t : t + 1]
+        y_KD = torch.cat([feed_forward(x_1D, *matrices[e], experts.activation) for e in ids])
+        rows.append(plan.weights_TK[t : t + 1].to(y_KD.dtype) @ y_KD)
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def execute_grouped(plan: RoutingPlan, x_TD: Tensor, bank: ExpertBank) -> Tensor:

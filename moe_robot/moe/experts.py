@@ -28,6 +28,11 @@ def activate(inner_RP: Tensor, activation: Activation) -> Tensor:
     return (F.silu(gate_RH) if activation == "swiglu" else F.gelu(gate_RH)) * up_RH
 
 
+def feed_forward(x_RD: Tensor, gate_up_PD: Tensor, out_DH: Tensor, activation: Activation) -> Tensor:
+    """One expert on rows (R, D) -> (R, D), from its two matrices."""
+    return F.linear(activate(F.linear(x_RD, gate_up_PD), activation), out_DH)
+
+
 class FeedForwardExpert(nn.Module):
     """Two matrices and an activation between them, no biases, tokens (R, D) -> tokens (R, D).
 
@@ -119,7 +124,7 @@ class ExpertBank(nn.ModuleList):
         if self.storage == "separate":
             return super().__getitem__(index)
         e = range(self.n_experts)[index]
-        return lambda x_RD: F.linear(activate(F.linear(x_RD, self.gate_up_EPD[e]), self.activation), self.out_EDH[e])
+        return lambda x_RD: feed_forward(x_RD, self.gate_up_EPD[e], self.out_EDH[e], self.activation)
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[e] for e in range(len(self))])

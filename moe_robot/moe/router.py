@@ -60,16 +60,22 @@ class Router(nn.Module):
         Raises:
             ValueError: if no expert is available.
         """
+        if torch.is_autocast_enabled(x_TD.device.type):
+            with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits make ties, and ties make noise
+                return self._route(x_TD, modality_T, available_E)
+        return self._route(x_TD, modality_T, available_E)
+
+    def _route(self, x_TD: Tensor, modality_T: Tensor, available_E: Tensor | None) -> RoutingPlan:
         k = self.experts_per_token
-        with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits make ties, and ties make noise
-            logits_TE = x_TD.float() @ self.weight_ED.float().T + self.bias_ME.float()[modality_T]
-            if available_E is not None:
-                k = min(k, int(available_E.sum()))
-                if k == 0:
-                    raise ValueError("every expert is switched off: at least one must be available")
-                logits_TE = logits_TE.masked_fill(~available_E, float("-inf"))
-            probabilities_TE = logits_TE.softmax(dim=-1)
-            weights_TK, ids_TK = probabilities_TE.topk(k, dim=-1)
-            if self.experts_per_token > 1:
-                weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        bias_TE = self.bias_ME.float().index_select(0, modality_T)
+        logits_TE = torch.addmm(bias_TE, x_TD.float(), self.weight_ED.float().t())
+        if available_E is not None:
+            k = min(k, int(available_E.sum()))
+            if k == 0:
+                raise ValueError("every expert is switched off: at least one must be available")
+            logits_TE = logits_TE.masked_fill(~available_E, float("-inf"))
+        probabilities_TE = logits_TE.softmax(dim=-1)
+        weights_TK, ids_TK = probabilities_TE.topk(k, dim=-1)
+        if self.experts_per_token > 1:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
         return make_plan(ids_TK, weights_TK, probabilities_TE, logits_TE, modality_T)
