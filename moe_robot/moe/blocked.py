@@ -60,7 +60,9 @@ def run_blocked(
     device = x_RD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RD.dtype
     places = {e: 2 * i for i, e in enumerate(matrices)}
-    weights = [weight.to(dtype) for pair in matrices.values() for weight in pair]
+    weights = [weight for pair in matrices.values() for weight in pair]
+    if weights[0].dtype != dtype:
+        weights = [weight.to(dtype) for weight in weights]
     groups = [[Piece(places[e], rows) for e, rows in group] for group in cut(pieces)]
     if torch.is_grad_enabled():
         return _Blocked.apply(x_RD.to(dtype), groups, activation, *weights)  # pyright: ignore[reportReturnType]
@@ -116,7 +118,7 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_RD, *saved = ctx.saved_tensors
         weights, inner = saved[: -len(ctx.groups)], saved[-len(ctx.groups) :]
         sizes = [piece.rows for group in ctx.groups for piece in group]

@@ -36,7 +36,7 @@ def choose_backend(device_type: str, dtype: torch.dtype, n_rows: int | None, exp
     """
     if exporting or (device_type != "cpu" and dtype == torch.bfloat16 and grouped.is_available()):
         return "grouped"
-    return "single" if n_rows is not None and n_rows <= FEW_ROWS else "sorted"
+    return "single" if n_rows is not None and 0 < n_rows <= FEW_ROWS else "sorted"
 
 
 def execute(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
@@ -74,7 +74,7 @@ def execute(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor
 def execute_sorted(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
     """Gather rows in expert order, run each expert on its contiguous rows, and sum each token's K outputs."""
     rows_RD = gather(plan, x_TD)
-    segment_R = None if segment_T is None else segment_T[plan.order_R // plan.experts_per_token]
+    segment_R = None if segment_T is None else segment_T[plan.token_R]
     return combine(plan, run(experts, rows_RD, [Piece(e, n) for e, n in enumerate(plan.counts_E.tolist())], segment_R))
 
 
@@ -86,7 +86,7 @@ def execute_single(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T:
     """
     routes_TK = plan.ids_TK.tolist()
     matrices = experts.apart({e for ids in routes_TK for e in ids}) if isinstance(experts, ExpertBank) else None
-    if matrices is None or plan.kept_TK is not None:
+    if matrices is None or plan.kept_TK is not None or not routes_TK:
         return execute_sorted(plan, x_TD, experts, segment_T)
     rows = []
     for t, ids in enumerate(routes_TK):

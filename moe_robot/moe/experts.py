@@ -74,7 +74,8 @@ class ExpertBank(nn.ModuleList):
         self, n_experts: int, width: int, hidden: int, activation: Activation = "swiglu", storage: Storage = "separate"
     ) -> None:
         super().__init__(FeedForwardExpert(width, hidden, activation) for _ in range(n_experts))
-        self.n_experts, self.activation = n_experts, activation
+        self.n_experts = n_experts
+        self.activation: Activation = activation
         self.store_as(storage)
 
     def store_as(self, storage: Storage) -> ExpertBank:
@@ -89,15 +90,31 @@ class ExpertBank(nn.ModuleList):
             else:
                 del self.gate_up_EPD, self.out_EDH
                 for e in range(self.n_experts):
-                    self._modules[str(e)] = self._expert(gate_up_EPD[e].clone(), out_EDH[e].clone())
+                    self._modules[str(e)] = self._expert(gate_up_EPD[e], out_EDH[e])
             self.storage = storage
+        self._lay_together()
+        return self
+
+    def _lay_together(self) -> None:
+        """Parameters that are kept apart still lie beside each other in memory: large pages, quicker reads."""
+        for name in ("gate_up", "out") if self.storage == "separate" else ():
+            weights = [expert.get_submodule(name).weight for expert in self._modules.values()]
+            for weight, place in zip(weights, torch.stack([weight.data for weight in weights]), strict=True):
+                weight.data = place
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ExpertBank:
+        super()._apply(fn, recurse)
+        self._lay_together()
         return self
 
     def stacked(self) -> tuple[Tensor, Tensor]:
         """All inner matrices (E, P, D) and all outer matrices (E, D, H); copied together when kept apart."""
         if self.storage == "stacked":
             return self.gate_up_EPD, self.out_EDH
-        return torch.stack([e.gate_up.weight for e in self]), torch.stack([e.out.weight for e in self])
+        return self._stack("gate_up"), self._stack("out")
+
+    def _stack(self, name: str) -> Tensor:
+        return torch.stack([expert.get_submodule(name).weight for expert in self])  # pyright: ignore
 
     def apart(self, which: Iterable[int]) -> dict[int, tuple[Tensor, Tensor]] | None:
         """The two matrices of each of these experts; None where more than the matrices matters, because one of them
@@ -109,10 +126,10 @@ class ExpertBank(nn.ModuleList):
         found = {}
         for e in which:
             expert = self._modules[str(e)]
-            if type(expert) is not FeedForwardExpert or _is_hooked(expert):
+            if type(expert) is not FeedForwardExpert:
                 return None
             inner, outer = expert._modules["gate_up"], expert._modules["out"]  # attributes would cost microseconds
-            if type(inner) is not nn.Linear or type(outer) is not nn.Linear or _is_hooked(inner) or _is_hooked(outer):
+            if type(inner) is not nn.Linear or type(outer) is not nn.Linear or _any_hooked(expert, inner, outer):
                 return None
             found[e] = inner._parameters["weight"], outer._parameters["weight"]
         return found
@@ -137,23 +154,17 @@ class ExpertBank(nn.ModuleList):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self.storage == "separate":
-            return
+            return super()._save_to_state_dict(destination, prefix, keep_vars)
         for e, weights in enumerate(zip(*self.stacked(), strict=True)):
             for name, weight in zip(("gate_up", "out"), weights, strict=True):
                 destination[f"{prefix}{e}.{name}.weight"] = weight if keep_vars else weight.detach()
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: Mapping[str, Any], prefix: str, *rest: Any
     ) -> None:
         if self.storage == "separate":
-            return
+            return super()._load_from_state_dict(state_dict, prefix, *rest)
+        _metadata, _strict, missing_keys, unexpected_keys, error_msgs = rest
         wanted = {
             f"{prefix}{e}.{name}.weight": bank[e]
             for name, bank in zip(("gate_up", "out"), (self.gate_up_EPD.data, self.out_EDH.data), strict=True)
@@ -169,7 +180,5 @@ class ExpertBank(nn.ModuleList):
         unexpected_keys.extend(key for key in state_dict if key.startswith(prefix) and key not in wanted)
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def _any_hooked(*modules: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)

@@ -6,11 +6,28 @@ Shape suffixes used in this package:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class _Derived:
+    """A tensor that follows from the fields, worked out when first read and kept.
+
+    Not functools' cached_property: its lock (Python 3.11) costs time and stops torch.compile.
+    """
+
+    def __init__(self, compute: Callable[[Any], Tensor]) -> None:
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, plan: Any, owner: type) -> Tensor:
+        value = self.compute(plan)
+        if not torch.compiler.is_compiling():
+            plan.__dict__[self.name] = value
+        return value
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class RoutingPlan:
         """K of this plan; below the router's K when fewer experts are available."""
         return self.ids_TK.shape[1]
 
-    @cached_property
+    @_Derived
     def order_R(self) -> Tensor:
         """int64 (R,), flat (token, slot) indices of the routes that run, sorted by expert, stable.
 
@@ -53,14 +70,20 @@ class RoutingPlan:
         running_R = self.kept_TK.reshape(-1).nonzero().squeeze(1)
         return running_R[torch.argsort(flat_R[running_R], stable=True)]
 
-    @cached_property
+    @_Derived
     def inverse_R(self) -> Tensor:
         """int64 (T·K,), the row of each route in expert order; R, one past the last, for a route that does not run."""
-        rows_R = torch.arange(self.order_R.shape[0], device=self.ids_TK.device)
-        inverse_R = torch.full_like(self.ids_TK.reshape(-1), self.order_R.shape[0])
-        return inverse_R.scatter_(0, self.order_R, rows_R)
+        order_R = self.order_R
+        n_running, n_routes = order_R.shape[0], self.ids_TK.numel()
+        inverse_R = torch.empty_like(order_R) if self.kept_TK is None else order_R.new_full((n_routes,), n_running)
+        return inverse_R.scatter_(0, order_R, torch.arange(n_running, device=order_R.device))
 
-    @cached_property
+    @_Derived
+    def token_R(self) -> Tensor:
+        """int64 (R,), the token of each row in expert order."""
+        return self.order_R // self.experts_per_token
+
+    @_Derived
     def counts_E(self) -> Tensor:
         """int64 (E,), running rows per expert. Counted without asking the device for anything."""
         flat_R = self.ids_TK.reshape(-1)
