@@ -70,7 +70,10 @@ def measure(
     from moe_robot.training.train import resolve_device
 
     shape = Shape(*shape_numbers)
-    if min(shape_numbers) < 1 or shape.experts_per_token > shape.experts:
+    for name, number in asdict(shape).items():
+        if number < 1:
+            raise UserError(f"--{name.replace('_', '-')} {number}: expected a positive number")
+    if shape.experts_per_token > shape.experts:
         raise UserError(f"--experts-per-token {shape.experts_per_token}: expected 1 to {shape.experts} (--experts)")
     if not tokens or min(tokens) < 1:
         raise UserError("--tokens: expected positive numbers, for example --tokens 1 32 256")
@@ -104,7 +107,9 @@ def measure(
         "dtype": dtype_name,
         "device": str(device),
         "threads": 1,
-        "cuda_checks": _cuda_checks(layers[STACKED], x_TD[:1]) if device.type == "cuda" else None,
+        "cuda_checks": _cuda_checks(layers[STACKED], torch.randn(1, shape.width, device=device, dtype=dtype))
+        if device.type == "cuda"
+        else None,
         "versions": _versions(),
         "load_average": os.getloadavg()[0],
     }

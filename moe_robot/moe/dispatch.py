@@ -85,13 +85,14 @@ def execute_single(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T:
     operation finds its own code and data pushed out, and costs several times what it does in a loop by itself.
     """
     routes_TK = plan.ids_TK.tolist()
-    matrices = experts.apart({e for ids in routes_TK for e in ids}) if isinstance(experts, ExpertBank) else None
-    if matrices is None or plan.kept_TK is not None or not routes_TK:
+    bank = experts if isinstance(experts, ExpertBank) and plan.kept_TK is None and routes_TK else None
+    matrices = None if bank is None else bank.apart({e for ids in routes_TK for e in ids})
+    if bank is None or matrices is None:
         return execute_sorted(plan, x_TD, experts, segment_T)
     rows = []
     for t, ids in enumerate(routes_TK):
         x_1D = x_TD if len(routes_TK) == 1 else x_TD[t : t + 1]
-        y_KD = torch.cat([feed_forward(x_1D, *matrices[e], experts.activation) for e in ids])
+        y_KD = torch.cat([feed_forward(x_1D, *matrices[e], bank.activation) for e in ids])
         rows.append(plan.weights_TK[t : t + 1].to(y_KD.dtype) @ y_KD)
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 

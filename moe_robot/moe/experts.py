@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -96,11 +97,13 @@ class ExpertBank(nn.ModuleList):
         return self
 
     def _lay_together(self) -> None:
-        """Parameters that are kept apart still lie beside each other in memory: large pages, quicker reads."""
-        for name in ("gate_up", "out") if self.storage == "separate" else ():
-            weights = [expert.get_submodule(name).weight for expert in self._modules.values()]
-            for weight, place in zip(weights, torch.stack([weight.data for weight in weights]), strict=True):
-                weight.data = place
+        """Parameters that are kept apart still lie beside each other in memory: read a few per cent quicker."""
+        pairs = self.apart(range(len(self))) if self.storage == "separate" else None
+        for weights in zip(*(pairs or {}).values(), strict=True):
+            starts = [weight.data_ptr() for weight in weights]
+            if any(b - a != weights[0].nbytes for a, b in pairwise(starts)) and len({w.shape for w in weights}) == 1:
+                for weight, place in zip(weights, torch.stack([weight.data for weight in weights]), strict=True):
+                    weight.data = place
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExpertBank:
         super()._apply(fn, recurse)
@@ -111,10 +114,8 @@ class ExpertBank(nn.ModuleList):
         """All inner matrices (E, P, D) and all outer matrices (E, D, H); copied together when kept apart."""
         if self.storage == "stacked":
             return self.gate_up_EPD, self.out_EDH
-        return self._stack("gate_up"), self._stack("out")
-
-    def _stack(self, name: str) -> Tensor:
-        return torch.stack([expert.get_submodule(name).weight for expert in self])  # pyright: ignore
+        inner, outer = zip(*((expert.gate_up.weight, expert.out.weight) for expert in self), strict=True)
+        return torch.stack(inner), torch.stack(outer)
 
     def apart(self, which: Iterable[int]) -> dict[int, tuple[Tensor, Tensor]] | None:
         """The two matrices of each of these experts; None where more than the matrices matters, because one of them
