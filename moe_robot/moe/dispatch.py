@@ -67,6 +67,11 @@ def execute(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor
             return execute_grouped(plan, x_TD, experts)
         if exporting:
             raise ValueError("only an ExpertBank, without capacity, can be exported or compiled")
+    if backend == "sorted" and isinstance(experts, ExpertBank) and experts.storage == "stacked":
+        # Acting on few tokens, calls are what costs: all experts in one. In training it would cost more.
+        few = plan.ids_TK.numel() <= BLOCK and not torch.is_grad_enabled() and plan.kept_TK is None
+        if few and device == "cpu" and dtype in (torch.float32, torch.bfloat16) and grouped.is_available():
+            return execute_grouped(plan, x_TD, experts)
     run_them = execute_single if backend == "single" else execute_sorted
     return run_them(plan, x_TD, experts, segment_T)
 
@@ -99,7 +104,7 @@ def execute_single(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T:
 
 def execute_grouped(plan: RoutingPlan, x_TD: Tensor, bank: ExpertBank) -> Tensor:
     """As sorted, with one grouped product for all experts: nothing waits for the device to say who goes where."""
-    return combine(plan, grouped.run_grouped(bank, gather(plan, x_TD), plan.counts_E))
+    return combine(plan, grouped.run_grouped(bank.stacked(), bank.activation, gather(plan, x_TD), plan.counts_E))
 
 
 def run(experts: Experts, rows_RD: Tensor, pieces: Sequence[Piece], segment_R: Tensor | None) -> Tensor:
