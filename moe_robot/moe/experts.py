@@ -65,7 +65,8 @@ class ExpertBank(nn.ModuleList):
 
     ``separate``: one module per expert. Backward touches only the experts that ran and the others get no gradient at
     all: the form for training on CPUs. ``stacked``: one 3-D parameter per matrix, which grouped products need: the form
-    for GPUs, and the quickest for a CPU that only acts. The state dict is the same in both, one entry per expert (``0.gate_up.weight``, ``0.out.weight``, ...), so a
+    for GPUs, and the quickest for a CPU that only acts.
+    The state dict is the same in both, one entry per expert (``0.gate_up.weight``, ``0.out.weight``, ...), so a
     checkpoint moves freely. Call :meth:`store_as` before the optimiser is made: it replaces the parameters.
     """
 
