@@ -18,21 +18,34 @@ from moe_robot.types import UserError
 class Options:
     """Options of ``moe-robot bench``."""
 
-    what: tyro.conf.Positional[Literal["render", "env", "policy"]]
+    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe"]]
     """render: camera pictures per CPU-second. env: control steps with all cameras per CPU-second, under the scripted
-    expert. policy: latency of a new action chunk and training samples per second."""
+    expert. policy: latency of a new action chunk and training samples per second. moe: the mixture-of-experts layer
+    beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU)."""
     env: str = "pitstop"
     """Environment: short name or Gymnasium id."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Options of the environment, for example objects=all render=full image_size=128."""
     seconds: float = 5.0
-    """Seconds of processor time to measure for, after a warm-up."""
+    """Seconds of processor time to measure for, after a warm-up; for moe at each size, on average over the layers."""
     repeats: int = 3
     """Measure this often and report the median."""
     preset: str = "moe"
     """policy: the preset to measure."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """policy: where the network runs."""
+    """policy, moe: where the network runs; auto is the CPU for moe."""
+    tokens: tuple[int, ...] = (1, 32, 256, 4096, 16384)
+    """moe: numbers of tokens to measure, forward and forward with backward."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """moe: what weights and tokens are stored in."""
+    width: int = 256
+    """moe: token width."""
+    hidden: int = 1024
+    """moe: hidden width of one expert."""
+    experts: int = 8
+    """moe: number of experts."""
+    experts_per_token: int = 2
+    """moe: experts that a token wakes."""
     json: bool = False
     """Print JSON in place of the table."""
 
@@ -41,6 +54,8 @@ def run(options: Options) -> int:
     """Measure and print."""
     if options.seconds <= 0 or options.repeats < 1:
         raise UserError(f"--seconds {options.seconds} --repeats {options.repeats}: expected positive numbers")
+    if options.what == "moe":
+        return _run_moe(options)
     if options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 
@@ -53,6 +68,22 @@ def run(options: Options) -> int:
         width = max(map(len, result))
         for name, value in result.items():
             print(f"{name:<{width}}  {value:,.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    return 0
+
+
+def _run_moe(options: Options) -> int:
+    from moe_robot.cli.bench_moe import measure, table_lines
+
+    def report(row: dict[str, Any]) -> None:
+        if not options.json:
+            print("\n".join(table_lines(row)), flush=True)
+
+    shape = options.width, options.hidden, options.experts, options.experts_per_token
+    result = measure(options.tokens, options.dtype, options.device, shape, options.seconds, report)
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print(*(f"{name} {value}" for name, value in result.items() if name != "rows" and value), sep="; ")
     return 0
 
 

@@ -2,8 +2,15 @@
 
 from moe_robot.moe.balance import ColdWatch, Revival, forget_moments, revive
 from moe_robot.moe.choice import Choice
-from moe_robot.moe.dispatch import combine, execute, execute_loop
-from moe_robot.moe.experts import FeedForwardExpert
+from moe_robot.moe.dispatch import (
+    choose_backend,
+    execute,
+    execute_grouped,
+    execute_loop,
+    execute_single,
+    execute_sorted,
+)
+from moe_robot.moe.experts import Activation, ExpertBank, FeedForwardExpert, is_gated
 from moe_robot.moe.gate import GateConfig, Units
 from moe_robot.moe.layer import MoEFeedForward, expert_names, expert_roles
 from moe_robot.moe.losses import (
@@ -19,13 +26,16 @@ from moe_robot.moe.losses import (
 from moe_robot.moe.plan import RoutingPlan, make_plan
 from moe_robot.moe.report import count_dropped, count_first, count_routes, count_tokens, drop_rate, sum_entropy
 from moe_robot.moe.router import Router
+from moe_robot.moe.rows import combine, gather
 from moe_robot.moe.segment_experts import AttentionExpert, ConvolutionExpert
 
 __all__ = [
+    "Activation",
     "AttentionExpert",
     "Choice",
     "ColdWatch",
     "ConvolutionExpert",
+    "ExpertBank",
     "FeedForwardExpert",
     "GateConfig",
     "MoEFeedForward",
@@ -35,6 +45,7 @@ __all__ = [
     "Units",
     "balance_loss",
     "balance_loss_over_all",
+    "choose_backend",
     "combine",
     "competitive_loss",
     "count_dropped",
@@ -43,12 +54,17 @@ __all__ = [
     "count_tokens",
     "drop_rate",
     "execute",
+    "execute_grouped",
     "execute_loop",
+    "execute_single",
+    "execute_sorted",
     "expert_names",
     "expert_roles",
     "forget_moments",
+    "gather",
     "global_entropy",
     "importance_loss",
+    "is_gated",
     "load_loss",
     "local_entropy",
     "make_plan",

@@ -12,10 +12,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from moe_robot.moe.experts import ExpertBank
 from moe_robot.moe.layer import MoEFeedForward
 
 COLD = 0.1
 """An expert is cold when its load is below this part of its fair share."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parameter, or one row of it."""
+
+    parameter: nn.Parameter
+    row: int | None = None
+
+    def values(self) -> Tensor:
+        """A view of the numbers."""
+        return self.parameter if self.row is None else self.parameter[self.row]
 
 
 @dataclass(frozen=True)
@@ -25,14 +38,12 @@ class Revival:
     Attributes:
         cold: name of the expert that was brought back.
         hot: name of the expert that it became a copy of.
-        whole: parameters that were overwritten whole.
-        rows: gate parameters of which one row was overwritten, with the row.
+        parts: parameters that were overwritten, weights and gate rows.
     """
 
     cold: str
     hot: str
-    whole: tuple[nn.Parameter, ...]
-    rows: tuple[tuple[nn.Parameter, int], ...]
+    parts: tuple[Part, ...]
 
 
 class ColdWatch(nn.Module):
@@ -101,40 +112,38 @@ def revive(layer: MoEFeedForward, cold: int, load: Sequence[float], noise: float
     Returns:
         what was done, for the log and for :func:`forget_moments`; None when no other expert has the same shape.
     """
-    shape = [p.shape for p in layer.experts[cold].parameters()]
-    same = [
-        e
-        for e, expert in enumerate(layer.experts)
-        if e != cold and type(expert) is type(layer.experts[cold]) and [p.shape for p in expert.parameters()] == shape
-    ]
+    weights = [_weights(layer.experts, e) for e in range(len(layer.names))]
+    shapes = [[(w.parameter.shape, w.row is None) for w in of_expert] for of_expert in weights]
+    same = [e for e, shape in enumerate(shapes) if e != cold and shape == shapes[cold]]
     if not same:
         return None
     roles, router = layer.router.roles, layer.router
     hot = max(same, key=lambda e: (roles[e] == roles[cold], load[e]))
-    whole = tuple(layer.experts[cold].parameters())
-    for mine, theirs in zip(whole, layer.experts[hot].parameters(), strict=True):
-        mine.copy_(theirs + noise * _spread(theirs) * torch.randn_like(theirs))
-    rows: list[tuple[nn.Parameter, int]] = []
-    for gate in (router.weight_ED, router.noise_ED):
-        if gate is not None:
-            gate[cold] = gate[hot] + noise * _spread(gate[hot]) * torch.randn_like(gate[hot])
-            rows.append((gate, cold))
+    gates = [gate for gate in (router.weight_ED, router.noise_ED) if gate is not None]
+    pairs = [*zip(weights[cold], weights[hot], strict=True), *((Part(g, cold), Part(g, hot)) for g in gates)]
+    for mine, theirs in pairs:
+        source = theirs.values()
+        mine.values().copy_(source + noise * source.std(unbiased=False) * torch.randn_like(source))
     router.bias_ME[:, cold] = router.bias_ME[:, hot]
     if router.balancing_ME.numel():
         router.balancing_ME[:, cold] = router.balancing_ME[:, hot]
-    return Revival(layer.names[cold], layer.names[hot], whole, tuple(rows))
+    return Revival(layer.names[cold], layer.names[hot], tuple(mine for mine, _ in pairs))
 
 
 def forget_moments(optimiser: torch.optim.Optimizer, revivals: Iterable[Revival]) -> None:
     """Clear what the optimiser remembers of the overwritten weights: it was about others."""
     for revival in revivals:
-        for parameter in revival.whole:
-            optimiser.state.pop(parameter, None)
-        for parameter, row in revival.rows:
-            for value in optimiser.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value[row] = 0
+        for part in revival.parts:
+            if part.row is None:
+                optimiser.state.pop(part.parameter, None)
+                continue
+            for value in optimiser.state.get(part.parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == part.parameter.shape:
+                    value[part.row] = 0
 
 
-def _spread(x: Tensor) -> Tensor:
-    return x.std() if x.numel() > 1 else x.abs().mean()
+def _weights(experts: nn.ModuleList, e: int) -> list[Part]:
+    """An expert's own parameters, or its slices of those that a stacked bank holds for all."""
+    if isinstance(experts, ExpertBank) and experts.storage == "stacked":
+        return [Part(experts.gate_up_EPD, e), Part(experts.out_EDH, e)]
+    return [Part(parameter) for parameter in experts[e].parameters()]

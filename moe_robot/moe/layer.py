@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_robot.moe.dispatch import execute
-from moe_robot.moe.experts import Activation, FeedForwardExpert
+from moe_robot.moe.experts import Activation, ExpertBank, FeedForwardExpert
 from moe_robot.moe.plan import RoutingPlan
 from moe_robot.moe.router import GateConfig, Router, Units
 
@@ -62,10 +62,14 @@ class MoEFeedForward(nn.Module):
         accepts = [getattr(kinds.get(role), "accepts", None) for role in roles]
         accepts_ME = torch.tensor([[names is None or m in names for names in accepts] for m in modalities])
         self.router = Router(width, roles, modalities, gate, None if bool(accepts_ME.all()) else accepts_ME)
-        self.experts = nn.ModuleList(
-            kinds[role](width, hidden) if role in kinds else FeedForwardExpert(width, hidden, activation)
-            for role in roles
-        )
+        self.experts: nn.ModuleList
+        if kinds:
+            self.experts = nn.ModuleList(
+                kinds[role](width, hidden) if role in kinds else FeedForwardExpert(width, hidden, activation)
+                for role in roles
+            )
+        else:
+            self.experts = ExpertBank(len(roles), width, hidden, activation)
         self.shared = FeedForwardExpert(width, shared * hidden, activation) if shared else None
 
     def forward(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moe_robot.moe.choice import Choice, Noise, capacity_of, experts_choose
 from moe_robot.moe.gate import GateConfig, Units, check_gate
+from moe_robot.moe.losses import routes_of
 from moe_robot.moe.plan import RoutingPlan, make_plan
 
 
@@ -95,45 +96,59 @@ class Router(nn.Module):
                 "expert choice at inference: what an expert takes of one robot would depend on the rest of the batch, "
                 "and on a batch of one it means nothing; expected choice='token'"
             )
-        with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits make ties, and ties make noise
-            logits_TE, noise = self._logits(x_TD.float(), units)
-            if self.config.bias:
-                logits_TE = logits_TE + self.bias_ME.float()[modality_T]
-                noise = noise and Noise(noise.clean_TE + self.bias_ME.float()[modality_T], noise.scale_TE)
-            if logits_TE.device.type == "cpu" and not torch.compiler.is_compiling() and not _finite(logits_TE):
-                raise ValueError(  # on a GPU the question would stall it at every layer; there the loss is asked
-                    "the gate's logits are not finite: expected finite tokens and gate weights; lower the learning "
-                    "rate, or give the z-loss some weight"
-                )
-            mask_TE = self._mask(available, modality_T)
-            if mask_TE is not None:
-                logits_TE = logits_TE.masked_fill(~mask_TE, float("-inf"))
-            choice = self._choose(logits_TE, mask_TE, modality_T, noise)
+        if torch.is_autocast_enabled(x_TD.device.type):
+            with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits make ties, and ties make noise
+                choice = self._decide(x_TD.float(), modality_T, available, units)
+        else:
+            choice = self._decide(x_TD.float(), modality_T, available, units)
         factor = self.config.capacity_factor if capacity_factor is None else capacity_factor
         capacity = None
         if self.training and factor is not None:
             capacity = capacity_of(self.config.experts_per_token, len(x_TD), len(self.roles), factor)
         plan = make_plan(choice, capacity)
         if self.training and self.config.bias_balancing:
-            self.load_ME += _routes(plan, *self.load_ME.shape)
+            self.load_ME += routes_of(plan, len(self.modalities))
         return plan
 
-    def _logits(self, x_TD: Tensor, units: Units | None) -> tuple[Tensor, Noise | None]:
-        """Logits (T, E) before the modality's term, and the noise in them."""
-        if self.config.kind == "typed":
+    def _decide(self, x_TD: Tensor, modality_T: Tensor, available: Tensor | None, units: Units | None) -> Choice:
+        logits_TE, noise = self._logits(x_TD, modality_T, units)
+        if (
+            logits_TE.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not bool(logits_TE.sum().isfinite())
+        ):
+            raise ValueError(  # on a GPU the question would stall it at every layer; there the loss is asked
+                "the gate's logits are not finite: expected finite tokens and gate weights; lower the learning rate, "
+                "or give the z-loss some weight"
+            )
+        mask_TE = self._mask(available, modality_T)
+        if mask_TE is not None:
+            logits_TE = logits_TE.masked_fill(~mask_TE, float("-inf"))
+        return self._choose(logits_TE, mask_TE, modality_T, noise)
+
+    def _logits(self, x_TD: Tensor, modality_T: Tensor, units: Units | None) -> tuple[Tensor, Noise | None]:
+        """Logits (T, E), and the noise in them."""
+        config, weight_DE = self.config, self.weight_ED.float().t()
+        if config.kind == "typed":
             return x_TD.new_zeros(x_TD.shape[0], len(self.roles)), None
+        bias_TE = self.bias_ME.float().index_select(0, modality_T) if config.bias else None
+        noisy, jittery = self.training and self.noise_ED is not None, self.training and config.jitter > 0
+        if bias_TE is not None and units is None and not noisy and not jittery:
+            return torch.addmm(bias_TE, x_TD, weight_DE), None
         reads = x_TD if units is None else units.read(x_TD).float()
-        if self.training and self.config.jitter:
-            reads = reads * torch.empty_like(reads).uniform_(1 - self.config.jitter, 1 + self.config.jitter)
-        clean = reads @ self.weight_ED.float().T
-        scale = None
+        if jittery:
+            reads = reads * torch.empty_like(reads).uniform_(1 - config.jitter, 1 + config.jitter)
+        clean, scale = reads @ weight_DE, None
         logits = clean
-        if self.training and self.noise_ED is not None:
-            scale = F.softplus(reads @ self.noise_ED.float().T) + 1e-2  # never 0: the load loss divides by it
+        if noisy:
+            assert self.noise_ED is not None
+            scale = F.softplus(reads @ self.noise_ED.float().t()) + 1e-2  # never 0: the load loss divides by it
             logits = clean + torch.randn_like(clean) * scale
         if units is not None:
             logits, clean = logits[units.of_T], clean[units.of_T]
             scale = None if scale is None else scale[units.of_T]
+        if bias_TE is not None:
+            logits, clean = logits + bias_TE, clean + bias_TE
         return logits, None if scale is None else Noise(clean, scale)
 
     def _mask(self, available: Tensor | None, modality_T: Tensor) -> Tensor | None:
@@ -186,14 +201,3 @@ class Router(nn.Module):
                 bias_G = self.balancing_ME[m, members] + rate * torch.sign(load_G.mean() - load_G)
                 self.balancing_ME[m, members] = bias_G - bias_G.mean()
         self.load_ME.zero_()
-
-
-def _finite(x: Tensor) -> bool:
-    return bool(torch.isfinite(x.sum()))  # one NaN or infinity spoils the sum
-
-
-def _routes(plan: RoutingPlan, n_modalities: int, n_experts: int) -> Tensor:
-    """float32 (M, E): routes that the gate chose."""
-    cell_TK = plan.modality_T.unsqueeze(1) * n_experts + plan.ids_TK
-    zeros = torch.zeros(n_modalities * n_experts, device=cell_TK.device)
-    return zeros.index_add(0, cell_TK.reshape(-1), plan.chosen_TK.reshape(-1).float()).view(n_modalities, n_experts)

@@ -72,6 +72,8 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         config.preset, dataset.features, dataset.statistics, dataset.tasks, _task_names(dataset), **overrides
     )
     policy = policy.to(device)
+    if device.type == "cuda" and hasattr(policy, "stack_experts"):
+        policy.stack_experts()
     with writing():
         config.out.mkdir(parents=True, exist_ok=True)
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)

@@ -26,7 +26,16 @@ from moe_policies.processor import Processor
 from moe_policies.senses import Senses
 from moe_policies.surgery import extract, upcycle
 from moe_policies.tracing import label_tokens, tell, trace
-from moe_robot.moe import ColdWatch, RoutingPlan, count_routes, drop_rate, expert_names, forget_moments, revive
+from moe_robot.moe import (
+    ColdWatch,
+    ExpertBank,
+    RoutingPlan,
+    count_routes,
+    drop_rate,
+    expert_names,
+    forget_moments,
+    revive,
+)
 from moe_robot.registry import unknown
 from moe_robot.types import (
     ACTION,
@@ -138,7 +147,17 @@ class MultimodalPolicy(nn.Module):
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the weights in {folder} do not fit its config.json: {reason}") from error
-        return policy.to(device).eval()
+        return policy.to(device).stack_experts().eval()
+
+    def stack_experts(self) -> MultimodalPolicy:
+        """Keep each layer's experts in one parameter, which is quickest for acting, and for training on a GPU.
+
+        Call it before an optimiser is made: it replaces parameters. Weights are saved the same either way.
+        """
+        for layer in self.network.moe_layers:
+            if isinstance(layer.experts, ExpertBank):
+                layer.experts.store_as("stacked")
+        return self
 
     def upcycled(self, **overrides: Any) -> MultimodalPolicy:
         """A mixture whose experts all start as this dense policy's networks; see :mod:`moe_policies.surgery`."""

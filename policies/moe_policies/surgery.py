@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moe_policies.config import PolicyConfig
-from moe_robot.moe import FeedForwardExpert, MoEFeedForward
+from moe_robot.moe import Activation, ExpertBank, MoEFeedForward, is_gated
 from moe_robot.types import Observation, UserError
 
 if TYPE_CHECKING:
@@ -86,24 +86,23 @@ def extract(policy: MultimodalPolicy, sentence: str) -> MultimodalPolicy:
     layers = [(name, module) for name, module in policy.named_modules() if isinstance(module, MoEFeedForward)]
     by_order = sorted(layers, key=lambda item: network.moe_layers.index(item[1]))
     for (name, layer), plan in zip(by_order, chosen, strict=True):
-        parts = [(layer.experts[int(e)], w) for e, w in zip(plan.ids_TK[0], plan.weights_TK[0], strict=True)]
+        assert isinstance(layer.experts, ExpertBank)
+        inner_EPD, outer_EDH = layer.experts.stacked()
+        parts = [(inner_EPD[e], w * outer_EDH[e]) for e, w in zip(plan.ids_TK[0], plan.weights_TK[0], strict=True)]
         if layer.shared is not None:
-            parts.append((layer.shared, torch.tensor(1.0)))
-        state |= {f"{name}.{key}": value for key, value in _merged(parts).items()}
+            parts.append((layer.shared.gate_up.weight, layer.shared.out.weight))
+        state |= {f"{name}.{key}": value for key, value in _merged(parts, layer.experts.activation).items()}
     small.load_state_dict(state)
     return small.eval()
 
 
-def _merged(parts: list[tuple[Any, Tensor]]) -> dict[str, Tensor]:
-    """One network that computes the weighted sum of several of one activation."""
-    experts: list[FeedForwardExpert] = [expert for expert, _ in parts]
-    if experts[0].activation == "relu":
-        first = torch.cat([expert.gate_up.weight for expert in experts])
-    else:
-        halves = [expert.gate_up.weight.chunk(2) for expert in experts]
-        first = torch.cat([*(gate for gate, _ in halves), *(up for _, up in halves)])
-    out = torch.cat([weight.to(expert.out.weight) * expert.out.weight for expert, weight in parts], dim=1)
-    return {"gate_up.weight": first, "out.weight": out}
+def _merged(parts: list[tuple[Tensor, Tensor]], activation: Activation) -> dict[str, Tensor]:
+    """One network that computes the sum of several, from the inner and the (weighted) outer matrix of each."""
+    inner, outer = zip(*parts, strict=True)
+    if is_gated(activation):
+        gates, ups = zip(*(matrix.chunk(2) for matrix in inner), strict=True)
+        inner = (*gates, *ups)
+    return {"gate_up.weight": torch.cat(inner), "out.weight": torch.cat(outer, dim=1)}
 
 
 def _like(policy: MultimodalPolicy, config: PolicyConfig) -> MultimodalPolicy:
