@@ -222,6 +222,19 @@ class Routing:
                 }
         return table
 
+    def drop_rates(self) -> dict[str, float]:
+        """Share of the routes lost to a capacity, of every modality and of every expert, over all layers.
+
+        Empty when nothing was lost; modalities and experts without routes are left out.
+        """
+        rates: dict[str, float] = {}
+        if not self.dropped_LME.any():
+            return rates
+        for names, axes in ((self.modalities, (0, 2)), (self.experts, (0, 1))):
+            lost, made = self.dropped_LME.sum(axis=axes), self.counts_LME.sum(axis=axes)
+            rates |= {name: float(lost[i] / made[i]) for i, name in enumerate(names) if made[i]}
+        return rates
+
 
 @dataclass(frozen=True)
 class GateEvent:

@@ -76,3 +76,17 @@ def check_gate(config: GateConfig, roles: Sequence[str], modalities: Sequence[st
                     f"typed routing has no gate to choose among {n} experts of role {modality!r}: "
                     f"expected 1 to {k} (experts_per_token)"
                 )
+
+
+def refuse_at_inference(config: GateConfig, capacity_factor: float | None, whole_batch: bool) -> None:
+    """What would make one robot's action depend on the others in its batch is refused, with the reason (ValueError)."""
+    if capacity_factor is not None:
+        raise ValueError(
+            f"capacity_factor {capacity_factor} at inference: it would drop tokens of one robot because of others in "
+            "the batch; expected none, capacity is for training"
+        )
+    if config.choice == "expert" and not whole_batch:
+        raise ValueError(
+            "expert choice at inference: what an expert takes of one robot would depend on the rest of the batch, and "
+            "on a batch of one it means nothing; expected choice='token'"
+        )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_robot.moe.choice import Choice, Noise, capacity_of, experts_choose
-from moe_robot.moe.gate import GateConfig, Units, check_gate
+from moe_robot.moe.gate import GateConfig, Units, check_gate, refuse_at_inference
 from moe_robot.moe.losses import routes_of
 from moe_robot.moe.plan import RoutingPlan, make_plan
 
@@ -86,16 +86,8 @@ class Router(nn.Module):
             ValueError: if no expert at all is available, if logits are not finite, or for what is refused at inference:
                 expert choice, and a capacity.
         """
-        if capacity_factor is not None and not self.training:
-            raise ValueError(
-                f"capacity_factor {capacity_factor} at inference: it would drop tokens of one robot because of others "
-                "in the batch; expected none, capacity is for training"
-            )
-        if self.config.choice == "expert" and not (self.training or self.whole_batch):
-            raise ValueError(
-                "expert choice at inference: what an expert takes of one robot would depend on the rest of the batch, "
-                "and on a batch of one it means nothing; expected choice='token'"
-            )
+        if not self.training:
+            refuse_at_inference(self.config, capacity_factor, self.whole_batch)
         if torch.is_autocast_enabled(x_TD.device.type):
             with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits make ties, and ties make noise
                 choice = self._decide(x_TD.float(), modality_T, available, units)

@@ -141,7 +141,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
                 elapsed, rate, last_tick = elapsed + now - last_tick, config.batch_size / (now - last_tick), now
                 value = loss.item()
                 if step % LOG_EVERY == 0 or step == 1:
-                    numbers = {"loss": value, **logs, **_own_role(policy.routing())}
+                    numbers = {"loss": value, **logs, **_routing_numbers(policy.routing())}
                     metrics.write(step, {**numbers, "gradient_norm": norm, "samples_per_second": rate})
                 for event in events:
                     metrics.tell(step, dataclasses.asdict(event))
@@ -264,10 +264,13 @@ def autocast(device: torch.device, bf16: bool) -> Any:
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
-def _own_role(routing: Routing | None) -> dict[str, float]:
-    """Per modality, the share of its routes that go to experts of its own role: shows a gate drifting or collapsing."""
-    table = routing.share() if routing else {}
-    return {f"own_role_{modality}": roles.get(modality, 0.0) for modality, roles in table.items()}
+def _routing_numbers(routing: Routing | None) -> dict[str, float]:
+    """What shows a gate drifting, collapsing or overflowing: for each modality the share of its routes that go to
+    experts of its own role, and for each modality and expert the share of routes that a capacity dropped."""
+    if routing is None:
+        return {}
+    own = {f"own_role_{modality}": roles.get(modality, 0.0) for modality, roles in routing.share().items()}
+    return own | {f"drop_rate_{name}": rate for name, rate in routing.drop_rates().items()}
 
 
 def _task_names(dataset: Any) -> tuple[str, ...]:

@@ -74,3 +74,18 @@ def test_a_policy_without_a_gate_or_before_its_first_step_traces_nothing(feature
     dense = make(features, statistics, feed_forward="dense-active")
     dense.predict_action_chunk(inputs(batch))
     assert dense.token_routes() == ()
+
+
+def test_what_a_capacity_dropped_is_told_for_every_modality_and_expert(features, statistics, batch):
+    policy = make(features, statistics, capacity_factor=0.5).train()
+    policy(batch)
+    routing = policy.routing()
+    rates = routing.drop_rates()
+    assert set(rates) <= {*routing.modalities, *routing.experts}
+    lost = routing.dropped_LME.sum()
+    assert lost > 0
+    assert rates["vision"] == routing.dropped_LME[:, 0].sum() / routing.counts_LME[:, 0].sum()
+    assert rates["vision.0"] == routing.dropped_LME[:, :, 0].sum() / routing.counts_LME[:, :, 0].sum()
+    policy.eval()
+    policy(batch)
+    assert policy.routing().drop_rates() == {}
