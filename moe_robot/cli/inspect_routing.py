@@ -18,7 +18,7 @@ from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Observation, TellsTokenRo
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moe_robot.cli.inspect import Options
+    from moe_robot.cli.inspect_options import Options
     from moe_robot.data.loader import Dataset
     from moe_robot.evaluation.routing import Frame
 

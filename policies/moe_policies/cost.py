@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from moe_policies.network import Network
-from moe_robot.moe import AttentionExpert, ConvolutionExpert, FeedForwardExpert, MoEFeedForward
+from moe_robot.moe import ExpertBank, MoEFeedForward
 from moe_robot.types import Cost
 
 WORDS = 8
@@ -93,20 +93,24 @@ def _add_feed_forward(flops: dict[str, int], layer: nn.Module, rows: int) -> Non
     gate = layer.router
     if gate.config.kind != "typed":
         flops["gate"] += 2 * rows * gate.weight_ED.numel()
-    mean = sum(_expert_flops(expert) for expert in layer.experts) / len(layer.experts)
+    mean = sum(_matrices(layer)) * 2 / len(layer.experts)
     flops["experts"] += round(rows * gate.config.experts_per_token * mean)
     if layer.shared is not None:
         flops["experts"] += rows * _linear_flops(layer.shared)
 
 
-def _expert_flops(expert: nn.Module) -> int:
-    """Per row. An attention expert's mixing of a segment's rows is left out: it is small beside its matrices."""
-    convolution = 2 * expert.depthwise.weight.numel() if isinstance(expert, ConvolutionExpert) else 0
-    assert isinstance(expert, FeedForwardExpert | ConvolutionExpert | AttentionExpert)
-    return _linear_flops(expert) + convolution
+def _matrices(layer: MoEFeedForward) -> list[int]:
+    """Weights of each expert that a row is multiplied by: without biases, and without an attention expert's mixing of a
+    segment's rows, which is small beside its matrices."""
+    if isinstance(layer.experts, ExpertBank):  # one or two parameters for all, or two for each
+        return [sum(p.numel() for p in layer.experts.parameters()) // len(layer.experts)] * len(layer.experts)
+    return [sum(p.numel() for p in expert.parameters() if p.ndim > 1) for expert in layer.experts]
 
 
 def _asleep(layer: MoEFeedForward) -> int:
     """Parameters of the experts that a token does not wake."""
-    sizes = sorted(sum(p.numel() for p in expert.parameters()) for expert in layer.experts)
+    if isinstance(layer.experts, ExpertBank):
+        sizes = _matrices(layer)
+    else:
+        sizes = sorted(sum(p.numel() for p in expert.parameters()) for expert in layer.experts)
     return sum(sizes[: len(sizes) - layer.router.config.experts_per_token])

@@ -24,17 +24,14 @@ from moe_policies.presets import PRESETS, preset
 from moe_policies.pretrained import TextEncoder, resolve_text_encoder
 from moe_policies.processor import Processor
 from moe_policies.senses import Senses
-from moe_policies.surgery import extract, upcycle
+from moe_policies.surgery import extracted_config, fill_from_choice, fill_from_dense, upcycled_config
 from moe_policies.tracing import label_tokens, tell, trace
+from moe_policies.upkeep import Watches
 from moe_robot.moe import (
-    ColdWatch,
     ExpertBank,
     RoutingPlan,
-    count_routes,
     drop_rate,
     expert_names,
-    forget_moments,
-    revive,
 )
 from moe_robot.registry import unknown
 from moe_robot.types import (
@@ -83,10 +80,7 @@ class MultimodalPolicy(nn.Module):
         """Of the latest pass, per layer with experts."""
         self._present: Sequence[Sequence[Tensor]] = ()
         self._available_E: Tensor | None = None
-        self.watches = nn.ModuleList(
-            ColdWatch(layer.router.roles, MODALITIES, config.cold_after, pooled=config.balances_all)
-            for layer in self.network.moe_layers
-        )
+        self.watches = Watches(config, self.network.moe_layers)
 
     # --- making one -------------------------------------------------------------------------------------------------
     @staticmethod
@@ -160,12 +154,36 @@ class MultimodalPolicy(nn.Module):
         return self
 
     def upcycled(self, **overrides: Any) -> MultimodalPolicy:
-        """A mixture whose experts all start as this dense policy's networks; see :mod:`moe_policies.surgery`."""
-        return upcycle(self, **overrides)
+        """A mixture whose experts all start as this dense policy's networks (sparse upcycling), with the same senses.
+
+        It acts exactly like this policy until its first step of training.
+
+        Args:
+            overrides: fields of :class:`PolicyConfig` that shape gate, experts and losses, for example ``experts``.
+        """
+        sparse = self._like(upcycled_config(self.config, overrides))
+        fill_from_dense(sparse.network, self.network)
+        return sparse
 
     def extracted(self, sentence: str) -> MultimodalPolicy:
-        """The small policy that one instruction needs; see :mod:`moe_policies.surgery`."""
-        return extract(self, sentence)
+        """The small dense policy that one instruction needs: the same actions for it, and no other is followed.
+
+        Only for gates that decide by the instruction (``routing_unit``).
+        """
+        config = extracted_config(self.config, sentence)
+        images = {name: np.zeros((*size, 3), np.uint8) for name, size in self.features.cameras.items()}
+        state = np.zeros(len(self.features.state_names), np.float32)  # any picture will do: the sentence decides
+        self.eval().predict_action_chunk(self.senses.batch_of_one(Observation(images, state, sentence)))
+        small = self._like(config)
+        fill_from_choice(small.network, self.network, self.latest_plans)
+        return small.eval()
+
+    def _like(self, config: PolicyConfig) -> MultimodalPolicy:
+        """A fresh policy of another shape with the same features, normalisation and text encoder."""
+        encoder = None if self.network.text is None else self.network.text.encoder
+        other = MultimodalPolicy(config, self.features, None, encoder)  # type: ignore[arg-type]
+        other.processor.load_state_dict(self.processor.state_dict())
+        return other.to(self.device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` (normalisation inside), the text encoder and a model card."""
@@ -255,22 +273,7 @@ class MultimodalPolicy(nn.Module):
         Returns:
             what happened, for the log.
         """
-        events: list[GateEvent] = []
-        m = len(MODALITIES)
-        for i, (layer, watch) in enumerate(zip(self.network.moe_layers, self.watches, strict=True)):
-            assert isinstance(watch, ColdWatch)
-            if self.config.bias_rate:
-                layer.router.balance(self.config.bias_rate)
-            newly_cold = watch.update(torch.stack([count_routes(plan, m) for plan in self.latest_plans[i]]).sum(dim=0))
-            for e in newly_cold:
-                events.append(GateEvent("cold", i, layer.names[e]))
-                done = revive(layer, e, watch.load_E.tolist()) if self.config.revive else None
-                if done is not None:
-                    watch.forget(e)
-                    if optimiser is not None:
-                        forget_moments(optimiser, [done])
-                    events.append(GateEvent("revived", i, done.cold, done.hot))
-        return events
+        return self.watches.after_update(self.config, self.network.moe_layers, self.latest_plans, optimiser)
 
     def cost(self, words: int = WORDS) -> Cost:
         """Parameters, and the floating-point operations of one new action chunk."""

@@ -30,14 +30,27 @@ def make(features, statistics, preset, **overrides) -> MultimodalPolicy:
 )
 def test_flops_agree_with_torch_within_two_percent(features, statistics, batch, preset, overrides):
     policy = make(features, statistics, preset, **overrides)
+    told, counted = told_and_counted(policy, batch)
+    assert told.total_flops == pytest.approx(counted, rel=0.02)
+    assert set(told.flops) == {"stems", "attention", "gate", "experts", "head"}
+
+
+def test_experts_of_unlike_cost_count_with_their_mean(features, statistics, batch):
+    kinds = {"vision": "convolution", "language": "attention"}
+    told, counted = told_and_counted(
+        make(features, statistics, "moe", routing_unit="segment", expert_kinds=kinds), batch
+    )
+    assert told.total_flops == pytest.approx(counted, rel=0.1)
+
+
+def told_and_counted(policy, batch):
+    """What the policy says, and what torch counts in one pass on one observation."""
     one = {k: v[:1] for k, v in batch.items() if not k.startswith("action")} | {"task": [SENTENCE]}
     policy.predict_action_chunk(one)  # the sentence is encoded once and cached
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         MultimodalPolicy.predict_action_chunk.__wrapped__(policy, one)  # the counter knows no inference mode
     words = 0 if policy.network.text is None else int(policy.network.text.encoder([SENTENCE])[1].sum())
-    told = policy.cost(words)
-    assert told.total_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
-    assert set(told.flops) == {"stems", "attention", "gate", "experts", "head"}
+    return policy.cost(words), counter.get_total_flops()
 
 
 def test_active_parameters_leave_out_the_experts_that_a_token_does_not_wake(features, statistics):
@@ -46,6 +59,12 @@ def test_active_parameters_leave_out_the_experts_that_a_token_does_not_wake(feat
     assert moe.active_parameters == dense.total_parameters + gates
     assert moe.total_parameters == moe.active_parameters + 3 * 6 * 3 * 128 * 128
     assert dense.active_parameters == dense.total_parameters
+
+
+def test_the_cost_is_the_same_however_experts_are_kept(features, statistics):
+    policy = make(features, statistics, "moe")
+    before = policy.cost()
+    assert policy.stack_experts().cost() == before
 
 
 def test_presets_wake_the_same_number_of_flops(features, statistics):
