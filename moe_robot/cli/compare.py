@@ -248,6 +248,8 @@ def _show(options: Options, paths: Sequence[Path], labels: Sequence[str], speed:
     speed = stored_speed(options.out) if speed is None else speed
     tables = grids(comparison, speed)
     console = Console(stderr=options.json)
+    if not console.is_terminal:
+        console = Console(stderr=options.json, width=160)  # in a log, a table of eighty columns would cut its words
     if any(row.line != row.label for row in comparison.rows):
         from moe_robot.evaluation.compare_plot import plot
 

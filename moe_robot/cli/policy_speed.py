@@ -5,6 +5,7 @@ The observations are real ones of the environment; weights may be fresh, which c
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,11 +46,17 @@ class Times:
         return cls(float(cpu), float(cpu95), float(wall), float(wall95), len(rows))
 
 
+def _as_loaded(policy: Any) -> Any:
+    """A copy that keeps its experts as a loaded checkpoint does."""
+    policy = copy.deepcopy(policy)
+    return policy.stack_experts() if hasattr(policy, "stack_experts") else policy
+
+
 class Act:
     """One new chunk for one observation."""
 
     def __init__(self, policy: Any, observation: Observation) -> None:
-        self.policy, self.observation = policy, observation
+        self.policy, self.observation = _as_loaded(policy), observation
 
     def __call__(self) -> None:
         """Run it once."""
@@ -62,7 +69,7 @@ class ActBatched:
     """New chunks for ``BATCH`` observations at once."""
 
     def __init__(self, policy: Any, features: Features, observations: Sequence[Observation]) -> None:
-        self.policy, self.batch = policy, batch_of(features, observations)
+        self.policy, self.batch = _as_loaded(policy), batch_of(features, observations)
 
     def __call__(self) -> None:
         """Run it once."""
