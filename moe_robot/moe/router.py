@@ -7,6 +7,7 @@ otherwise the weight is the constant 1 and the gate gets no gradient). K = E is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -107,7 +108,7 @@ class Router(nn.Module):
         if (
             logits_TE.device.type == "cpu"
             and not torch.compiler.is_compiling()
-            and not bool(logits_TE.sum().isfinite())
+            and not math.isfinite(logits_TE.detach().sum().item())
         ):
             raise ValueError(  # on a GPU the question would stall it at every layer; there the loss is asked
                 "the gate's logits are not finite: expected finite tokens and gate weights; lower the learning rate, "
@@ -168,7 +169,8 @@ class Router(nn.Module):
         ids_TK = top.indices
         weights_TK = probabilities_TE.gather(1, ids_TK) if self.config.bias_balancing else top.values
         if self.config.experts_per_token > 1:
-            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+            total_T1 = weights_TK.sum(dim=-1, keepdim=True)
+            weights_TK = weights_TK / (total_T1 if mask_TE is None else total_T1.clamp(min=1e-20))
         chosen_TK = None
         if mask_TE is not None and mask_TE.dim() == 2:
             chosen_TK = mask_TE.expand_as(logits_TE).gather(1, ids_TK)
