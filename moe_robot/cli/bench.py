@@ -32,6 +32,8 @@ class Options:
     """Measure this often and report the median."""
     preset: str = "moe"
     """policy: the preset to measure."""
+    threads: int = 0
+    """policy: processor threads of a training step; 0 for one per core, 1 is what `train` uses by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """policy, moe: where the network runs; auto is the CPU for moe."""
     tokens: tuple[int, ...] = (1, 32, 256, 4096, 16384)
@@ -52,14 +54,15 @@ class Options:
 
 def run(options: Options) -> int:
     """Measure and print."""
-    if options.seconds <= 0 or options.repeats < 1:
-        raise UserError(f"--seconds {options.seconds} --repeats {options.repeats}: expected positive numbers")
+    if options.seconds <= 0 or options.repeats < 1 or options.threads < 0:
+        given = f"--seconds {options.seconds} --repeats {options.repeats} --threads {options.threads}"
+        raise UserError(f"{given}: expected positive numbers")
     if options.what == "moe":
         return _run_moe(options)
     if options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 
-        result = measure(environment(options), options.preset, options.device, options.seconds)
+        result = measure(environment(options), options.preset, options.device, options.seconds, options.threads)
     else:
         result = {"render": bench_render, "env": bench_env}[options.what](options)
     if options.json:

@@ -1,4 +1,4 @@
-"""``moe-robot bench policy``: latency of a new action chunk on one core, and training samples per second on all cores.
+"""``moe-robot bench policy``: latency of a new action chunk on one core, and training samples per second.
 
 The preset is measured beside ``dense-active`` in turn, step by step, so that the ratio holds on a machine that other
 work disturbs.
@@ -14,8 +14,11 @@ from moe_robot.cli.policy_speed import BATCH, Act, Learn, alternate, any_statist
 PEER = "dense-active"
 
 
-def measure(env: Any, preset: str, device_name: str, seconds: float) -> dict[str, Any]:
-    """Medians of CPU and wall time for ``preset`` and its dense peer, and their ratios. Closes ``env``."""
+def measure(env: Any, preset: str, device_name: str, seconds: float, threads: int = 0) -> dict[str, Any]:
+    """Medians of CPU and wall time for ``preset`` and its dense peer, and their ratios. Closes ``env``.
+
+    Training runs on ``threads`` threads, 0 for one per core.
+    """
     import torch
 
     from moe_robot.registry import environment_features, presets, unknown
@@ -36,7 +39,7 @@ def measure(env: Any, preset: str, device_name: str, seconds: float) -> dict[str
         name: found[name].from_preset(name, features, statistics, sentences).to(device)
         for name in dict.fromkeys((preset, PEER))
     }
-    cores = len(os.sched_getaffinity(0))
+    cores = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(1)
     latency = alternate({name: Act(policy, observations[0]) for name, policy in policies.items()}, seconds)
     torch.set_num_threads(cores)
