@@ -24,13 +24,13 @@ class Options:
 
 def run(options: Options) -> int:
     """Cut, save, and say what was saved."""
-    from moe_robot.registry import checkpoint_directory, load_policy
+    from moe_robot.registry import load_policy
 
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"{options.out} is not empty: choose a new folder for --out, so that nothing is overwritten")
     if not options.instruction.strip():
         raise UserError("--instruction is empty: expected the sentence that the small policy shall follow")
-    policy = load_policy(checkpoint_directory(options.checkpoint))
+    policy = load_policy(options.checkpoint)
     if not hasattr(policy, "extracted"):
         raise UserError(f"{options.checkpoint} holds a {type(policy).__name__}, from which nothing can be cut out")
     small = policy.extracted(options.instruction)

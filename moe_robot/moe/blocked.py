@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe_robot.moe.experts import Activation, activate
+from moe_robot.moe.experts import Activation, activate, compute_dtype
 
 BLOCK = 512
 """Rows per product: the hidden layer of a block (2 MB at a hidden width of 1024) should not leave the cache."""
@@ -57,8 +57,7 @@ def run_blocked(
     """
     if not x_RD.shape[0]:
         return x_RD
-    device = x_RD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RD.dtype
+    dtype = compute_dtype(x_RD)
     places = {e: 2 * i for i, e in enumerate(matrices)}
     weights = [weight for pair in matrices.values() for weight in pair]
     if weights[0].dtype != dtype:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moe_robot.moe import grouped
 from moe_robot.moe.blocked import BLOCK, Piece, run_blocked
-from moe_robot.moe.experts import ExpertBank, feed_forward
+from moe_robot.moe.experts import ExpertBank, compute_dtype, feed_forward
 from moe_robot.moe.plan import RoutingPlan
 from moe_robot.moe.rows import combine, gather
 
@@ -55,8 +55,7 @@ def execute(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor
         ValueError: if an expert takes segments and none are given, or experts that differ in shape are to be exported.
     """
     exporting = torch.compiler.is_compiling()
-    device = x_TD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
+    device, dtype = x_TD.device.type, compute_dtype(x_TD)
     backend = choose_backend(device, dtype, None if exporting else plan.ids_TK.numel(), exporting)
     if backend == "grouped":
         if (

@@ -29,6 +29,12 @@ def activate(inner_RP: Tensor, activation: Activation) -> Tensor:
     return (F.silu(gate_RH) if activation == "swiglu" else F.gelu(gate_RH)) * up_RH
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What products with ``x`` are computed in: autocast's type where it is on, its own otherwise."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def feed_forward(x_RD: Tensor, gate_up_PD: Tensor, out_DH: Tensor, activation: Activation) -> Tensor:
     """One expert on rows (R, D) -> (R, D), from its two matrices."""
     return F.linear(activate(F.linear(x_RD, gate_up_PD), activation), out_DH)

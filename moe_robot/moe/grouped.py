@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_robot.moe.experts import Activation, activate
+from moe_robot.moe.experts import Activation, activate, compute_dtype
 
 
 def is_available() -> bool:
@@ -20,9 +20,7 @@ def is_available() -> bool:
 
 def run_grouped(matrices: tuple[Tensor, Tensor], activation: Activation, x_RD: Tensor, counts_E: Tensor) -> Tensor:
     """Rows in expert order (R, D) -> (R, D); ``counts_E`` says how many rows each expert has."""
-    dtype = x_RD.dtype
-    if torch.is_autocast_enabled(x_RD.device.type):  # autocast does not know grouped_mm: cast as it would
-        dtype = torch.get_autocast_dtype(x_RD.device.type)
+    dtype = compute_dtype(x_RD)  # autocast does not know grouped_mm: cast as it would
     gate_up_EPD, out_EDH = (bank.to(dtype) for bank in matrices)
     offsets_E = counts_E.cumsum(0).to(torch.int32)
     inner_RP = F.grouped_mm(x_RD.to(dtype), gate_up_EPD.transpose(-2, -1), offs=offsets_E)

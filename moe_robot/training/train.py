@@ -205,7 +205,7 @@ def _preset_class(name: str) -> Any:
 
 
 def _upcycled(checkpoint: Path, overrides: Mapping[str, Any]) -> Any:
-    dense = registry.load_policy(registry.checkpoint_directory(checkpoint))
+    dense = registry.load_policy(checkpoint)
     if not hasattr(dense, "upcycled"):
         raise UserError(
             f"{checkpoint} holds a {type(dense).__name__}, which cannot be upcycled: expected a dense policy"

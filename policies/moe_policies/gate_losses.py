@@ -35,24 +35,29 @@ def gate_losses(config: PolicyConfig, roles: Sequence[str], plans: Sequence[Rout
     values = torch.stack([value for value, _ in terms])
     losses = {"balance_loss": (values * counts).sum() / counts.sum().clamp(min=1)}
     others = {
-        "z_loss": (config.z_weight, z_loss),
-        "importance_loss": (config.importance_weight, importance_loss),
-        "load_loss": (config.load_weight, load_loss),
-        "local_entropy": (config.local_entropy_weight, lambda plan: local_entropy(plan, m)),
-        "global_entropy": (config.global_entropy_weight, lambda plan: global_entropy(plan, m)),
+        "z_loss": z_loss,
+        "importance_loss": importance_loss,
+        "load_loss": load_loss,
+        "local_entropy": lambda plan: local_entropy(plan, m),
+        "global_entropy": lambda plan: global_entropy(plan, m),
     }
-    for name, (weight, loss) in others.items():
-        noiseless = (
-            name == "load_loss" and plans[0].noise is None
-        )  # in evaluation mode there is no noise to have a load of
-        if weight and not noiseless:
+    weights = _weights(config)
+    for name, loss in others.items():
+        noiseless = name == "load_loss" and plans[0].noise is None  # evaluation has no noise to speak of
+        if weights[name] and not noiseless:
             losses[name] = torch.stack([loss(plan) for plan in plans]).mean()
     return losses
 
 
 def weighted(config: PolicyConfig, losses: dict[str, Tensor]) -> Tensor:
     """The sum of the losses, each times its weight."""
-    weights = {
+    weights = _weights(config)
+    zero = torch.zeros_like(losses["balance_loss"])
+    return torch.stack([zero, *(weights[name] * loss for name, loss in losses.items() if weights[name])]).sum()
+
+
+def _weights(config: PolicyConfig) -> dict[str, float]:
+    return {
         "balance_loss": config.balance_weight,
         "z_loss": config.z_weight,
         "importance_loss": config.importance_weight,
@@ -60,7 +65,3 @@ def weighted(config: PolicyConfig, losses: dict[str, Tensor]) -> Tensor:
         "local_entropy": config.local_entropy_weight,
         "global_entropy": config.global_entropy_weight,
     }
-    return torch.stack(
-        [weights[name] * loss for name, loss in losses.items() if weights[name]]
-        or [torch.zeros_like(losses["balance_loss"])]
-    ).sum()
