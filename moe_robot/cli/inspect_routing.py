@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_robot import __version__
+from moe_robot.cli.eval import listed
 from moe_robot.cli.inspect_checkpoint import training_record
 from moe_robot.registry import load_policy, presets
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Observation, TellsTokenRoutes, UserError
@@ -107,7 +108,7 @@ def open_episodes(data: Path, options: Options) -> tuple[Dataset, str]:
     """The episodes to look at, and which these are: validation, train or all."""
     from moe_robot.data.loader import open_dataset
 
-    tasks = [task for task in map(str.strip, options.tasks.split(",")) if task] if options.tasks is not None else None
+    tasks = listed(options.tasks) if options.tasks is not None else None
     if tasks == []:
         raise UserError("--tasks names no task: name some of the demonstrations', or leave it out")
     try:
