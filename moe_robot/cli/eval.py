@@ -39,7 +39,9 @@ class Options:
     video: int = 0
     """How many episodes of each task to film, failures first."""
     knockout: str = ""
-    """Expert roles, with commas between: the same episodes again without each of them."""
+    """Expert roles, with commas between: the same episodes again without each of them. Also parts of a learned gate:
+    gate.modality (its term per modality, which began as the bonus), gate.content (its weights on the token), gate.roles
+    (each modality prefers another role's experts)."""
     sensors_off: str = ""
     """Sensors, with commas between: the same episodes again without each of them, for example front,wrist,arm,grasp or
     language; front+wrist is both at once."""
@@ -64,6 +66,7 @@ def run(options: Options) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from moe_robot.evaluation import evaluate
+    from moe_robot.evaluation.knockouts import without
     from moe_robot.evaluation.statistics import Rate
 
     console = Console(stderr=options.json)
@@ -73,9 +76,7 @@ def run(options: Options) -> int:
         rows: dict[str, Any] = {}
 
         def count(episode: Episode, done: int, total: int) -> None:
-            job = episode.job
-            experts = f"without {job.knockout} experts" if job.knockout else ""
-            name = experts or (f"without {job.sensors_off}" if job.sensors_off else "episodes")
+            name = without(episode.job) or "episodes"
             if name not in rows:
                 rows[name] = bar.add_task(name, total=total, rate="")
             seen = outcomes.setdefault(name, [])

@@ -22,7 +22,7 @@ class Job:
     """What decides an episode: task, seed, and for the shuffled test the task that the sentence names.
 
     Attributes:
-        knockout: the expert role that is switched off, or "" for all on.
+        knockout: the expert role that is switched off, or the part of the gate, or "" for all on.
         sensors_off: the sensors that are switched off, joined by "+", or "" for all on.
     """
 
@@ -123,6 +123,7 @@ class Actor:
         torch.set_num_threads(1)
         self.cast = cast
         self.env: Any = None
+        self.policy: Any = None
         try:
             self.policy = cast.policy_factory(cast.checkpoint, cast.device)
             self.env = make_environment(cast.environment, **cast.options)
@@ -226,9 +227,11 @@ class Actor:
         raise UserError(f"environment {self.cast.environment} does not judge: expected info[{keys[0]!r}] at every step")
 
     def close(self) -> None:
-        """Close the environment and give torch its threads back."""
+        """Switch everything on again, close the environment and give torch its threads back."""
         import torch
 
+        if self.policy is not None:
+            self.policy.disable_experts(())  # the policy may be somebody's live one, and a changed gate is no mask
         if self.env is not None:
             self.env.close()
         torch.set_num_threads(self._threads)

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
+from moe_robot.evaluation.knockouts import GATES, knocked_out, sensors_missing
 from moe_robot.evaluation.page_elements import (
     bar,
     cell,
@@ -30,6 +31,12 @@ INSTRUCTIONS = {
     "newcombos": "task and object pairs that were never demonstrated",
     "shuffled": "the sentence names another task than the one that is judged",
 }
+
+GATES_NOTE = (
+    "In the gate rows all experts are on and the trained gate is changed: without the bonus per modality and what "
+    "training made of it; blind to what a token holds, so that its modality alone decides; or with every modality "
+    "sent to another role's experts."
+)
 
 QUANTILES = {"p50": "median", "p95": "95 %", "max": "longest"}
 
@@ -160,19 +167,20 @@ def _routing(report: Mapping[str, Any]) -> str:
 def _knockouts(report: Mapping[str, Any]) -> str:
     if not report["knockouts"]:
         return ""
-    rows = {f"without {role} experts": row for role, row in report["knockouts"].items()}
+    rows = {knocked_out(name): row for name, row in report["knockouts"].items()}
+    gates = not GATES.keys().isdisjoint(report["knockouts"])
     return f"""<section>
-<h2>With experts switched off</h2>
+<h2>With experts switched off{" or the gate changed" if gates else ""}</h2>
 {_ablations(report["overall"], "all experts on", rows)}
 <p class="note">The same tasks and seeds again with all experts of one role off. The change is paired, episode by
-episode, with a 95 % bootstrap interval stratified by task.</p>
+episode, with a 95 % bootstrap interval stratified by task.{f" {GATES_NOTE}" if gates else ""}</p>
 </section>"""
 
 
 def _sensors_off(report: Mapping[str, Any]) -> str:
     if not report["sensors_off"]:
         return ""
-    rows = {f"without {names.replace('+', ' and ')}": row for names, row in report["sensors_off"].items()}
+    rows = {sensors_missing(names): row for names, row in report["sensors_off"].items()}
     return f"""<section>
 <h2>With sensors switched off</h2>
 {_ablations(report["overall"], "all sensors on", rows)}

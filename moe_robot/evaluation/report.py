@@ -33,8 +33,8 @@ def report_json(results: Results) -> dict[str, Any]:
 
     ``tasks[name]["outcomes"]`` is aligned with its ``seeds``, so that two reports on the same seeds can be compared
     pair by pair. ``latency_ms`` is of the calls in which the network ran; ``control_step_ms`` of whole control steps,
-    policy and simulation. The ``difference`` of a row of ``knockouts`` or ``sensors_off`` is the whole policy's rate
-    minus that without these experts or sensors. Schema 1 had no ``sensors_off``.
+    policy and simulation. The ``difference`` of a row of ``knockouts`` (keys: roles and parts of the gate) or
+    ``sensors_off`` is the whole policy's rate minus that without these. Schema 1 had no ``sensors_off``.
     """
     setup, episodes = results.setup, results.episodes
     routings = [episode.routing for episode in episodes if episode.routing is not None]

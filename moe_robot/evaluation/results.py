@@ -43,7 +43,7 @@ class Results:
 
     Attributes:
         out: the folder of the report.
-        knockouts: expert role -> the episodes without its experts.
+        knockouts: expert role or part of the gate -> the episodes without it.
         sensors_off: sensors, joined by "+" -> the episodes without them.
         videos: file names in ``out/videos`` without ending (``.mp4`` and the strip ``.png``) -> their episode.
     """

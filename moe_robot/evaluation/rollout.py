@@ -66,7 +66,7 @@ def evaluate(
         workers: processes; 1 plays in this one.
         device: "auto", "cpu" or "cuda".
         video: how many episodes of each task to film, failures first.
-        knockouts: expert roles to switch off, each in a paired evaluation on the same seeds.
+        knockouts: expert roles to switch off, or parts of the gate, each in a paired evaluation on the same seeds.
         sensors_off: sensors to switch off, likewise each in an evaluation of its own; "front+wrist" is both at once.
         knockout_episodes: how many of each task's episodes a knock-out or a missing sensor gets; None for all.
         environment_options: override those that the checkpoint was trained with.
@@ -98,7 +98,7 @@ def evaluate(
     without_sensors = {names: [replace(job, sensors_off=names) for job in again] for names in sensors_off}
     actor = Actor(cast, jobs[0])  # also with many workers: what does not fit is said before they start
     try:
-        check_knockouts(knockouts, actor.roles)
+        check_knockouts(knockouts, actor.policy, actor.roles)
         check_sensors(sensors_off, actor.policy)
         setup = replace(setup, environment_facts=_facts(actor.env))
         with ExitStack() as stack:
