@@ -34,6 +34,9 @@ class Options:
     instructions: str = "seen"
     """Which sentences: seen, heldout, newwords or another set of the environment; shuffled names another task than the
     one that is judged."""
+    instruction: str | None = None
+    """One sentence for every episode in place of the environment's own, also for a policy that `moe-robot extract` cut
+    out and that follows no other. Each episode is judged by its task, so name the one that is meant with --tasks."""
     workers: int = 1
     """Processes. The outcome does not depend on it."""
     video: int = 0
@@ -91,6 +94,7 @@ def run(options: Options) -> int:
             episodes=options.episodes,
             seed=options.seed,
             instructions=options.instructions,
+            instruction=options.instruction,
             workers=options.workers,
             device=options.device,
             video=options.video,

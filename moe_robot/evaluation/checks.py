@@ -27,6 +27,19 @@ def check_instructions(env: Any, env_id: str, instructions: str, tasks: Sequence
         raise UserError("shuffled instructions need at least two tasks, so that the sentence can name another one")
 
 
+def check_instruction(instruction: str | None, instructions: str) -> None:
+    """Refuse an empty sentence, and one beside a choice of the environment's sentences that it would overrule."""
+    if instruction is None:
+        return
+    if not instruction.strip():
+        raise UserError("--instruction is empty: expected the sentence that every episode gets, or leave it away")
+    if instructions != "seen":
+        raise UserError(
+            f"--instruction gives every episode the sentence {instruction!r}, and --instructions {instructions} asks "
+            "for the environment's own: leave one of the two away"
+        )
+
+
 def check_knockouts(knockouts: Sequence[str], policy: Any, roles: Sequence[str] | None) -> None:
     """Refuse what ``policy`` cannot switch off, in its own words; all is on again afterwards.
 

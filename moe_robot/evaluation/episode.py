@@ -81,6 +81,7 @@ class Cast:
         checkpoint: the folder with ``config.json``.
         environment: a Gymnasium id, made with ``options``.
         instructions: an instruction set of the environment, or "shuffled".
+        instruction: the one sentence of every episode in place of the environment's own; None for its own.
         policy_factory: ``(checkpoint, device) -> Policy``.
     """
 
@@ -90,6 +91,7 @@ class Cast:
     instructions: str
     device: str
     policy_factory: Callable[[Path, str], Policy] = load_policy
+    instruction: str | None = None
 
 
 OnStep = Callable[[Observation, Routing | None, int], None]
@@ -156,7 +158,7 @@ class Actor:
         elif hasattr(inner, "instruction_sets"):
             options["instructions"] = self.cast.instructions
         observation, info = self.env.reset(seed=job.seed, options=options or None)
-        sentence = info.get("task", getattr(inner, "task_description", None))
+        sentence = self.cast.instruction or info.get("task", getattr(inner, "task_description", None))
         if sentence is None:
             raise UserError(
                 f"environment {self.cast.environment} gives no instruction: expected a sentence in info['task']"

@@ -10,6 +10,11 @@ GATES = {
     GATE_CONTENT: "gate without the token",
     GATE_ROLES: "gate with permuted roles",
 }
+GATES_NOTE = (
+    "In the gate rows all experts are on and the trained gate is changed: without the bonus per modality and what "
+    "training made of it; blind to what a token holds, so that its modality alone decides; or with every modality "
+    "sent to another role's experts."
+)
 
 
 def without(job: Job) -> str:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from moe_robot.evaluation.knockouts import GATES, knocked_out, sensors_missing
+from moe_robot.evaluation.knockouts import GATES, GATES_NOTE, knocked_out, sensors_missing
 from moe_robot.evaluation.page_elements import (
     bar,
     cell,
@@ -31,12 +31,6 @@ INSTRUCTIONS = {
     "newcombos": "task and object pairs that were never demonstrated",
     "shuffled": "the sentence names another task than the one that is judged",
 }
-
-GATES_NOTE = (
-    "In the gate rows all experts are on and the trained gate is changed: without the bonus per modality and what "
-    "training made of it; blind to what a token holds, so that its modality alone decides; or with every modality "
-    "sent to another role's experts."
-)
 
 QUANTILES = {"p50": "median", "p95": "95 %", "max": "longest"}
 
@@ -78,6 +72,9 @@ def page(report: Mapping[str, Any]) -> str:
 def _headline(report: Mapping[str, Any], title: str) -> str:
     overall = report["overall"]
     what = INSTRUCTIONS.get(report["instructions"], "")
+    told = f"Instructions: <b>{escape(report['instructions'])}</b>{escape(', ' + what if what else '')}."
+    if report.get("instruction"):
+        told = f"Every episode was told <q>{escape(report['instruction'])}</q> in place of the environment's sentence."
     named = ""
     if "named_success" in overall:
         named = (
@@ -93,7 +90,7 @@ def _headline(report: Mapping[str, Any], title: str) -> str:
 <span>success, 95 % interval <b>{interval(overall["ci95"])}</b><br>
 {overall["successes"]} of {overall["episodes"]} episodes on {count(len(report["tasks"]), "task")}{failures}</span></p>
 {bar(overall["success_rate"], overall["ci95"])}
-{named}<p class="note">Instructions: <b>{escape(report["instructions"])}</b>{escape(", " + what if what else "")}.
+{named}<p class="note">{told}
 <span class="whole">Seeds {_seeds(overall["seeds"])}.</span></p>
 </header>"""
 

@@ -19,7 +19,8 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
 
     data: Mapping[str, Any] = json.loads(report) if isinstance(report, str) else report
     shuffled = "named_success" in data["overall"]
-    table = Table(title=f"{data['preset'] or 'policy'} in {data['env']}, instructions {data['instructions']}")
+    told = f'all told "{data["instruction"]}"' if data.get("instruction") else f"instructions {data['instructions']}"
+    table = Table(title=f"{data['preset'] or 'policy'} in {data['env']}, {told}".replace("[", r"\["))
     table.add_column("task", no_wrap=True)
     numbers = ("success [95 %]", "of", *(("named task done",) if shuffled else ()), "wrong", "timeout")
     for name in numbers:
