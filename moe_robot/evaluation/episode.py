@@ -125,7 +125,6 @@ class Actor:
         torch.set_num_threads(1)
         self.cast = cast
         self.env: Any = None
-        self.policy: Any = None
         try:
             self.policy = cast.policy_factory(cast.checkpoint, cast.device)
             self.env = make_environment(cast.environment, **cast.options)
@@ -232,8 +231,7 @@ class Actor:
         """Switch everything on again, close the environment and give torch its threads back."""
         import torch
 
-        if self.policy is not None:
-            self.policy.disable_experts(())  # the policy may be somebody's live one, and a changed gate is no mask
         if self.env is not None:
+            self.policy.disable_experts(())  # the policy may be somebody's live one, and a changed gate is no mask
             self.env.close()
         torch.set_num_threads(self._threads)
