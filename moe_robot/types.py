@@ -22,6 +22,10 @@ purpose: who trains on the data with other tools must not take it for an input."
 ACTION = "action"
 ACTION_IS_PAD = "action_is_pad"
 
+GATE_MODALITY, GATE_CONTENT, GATE_ROLES = GATE_PARTS = ("gate.modality", "gate.content", "gate.roles")
+"""What can be knocked out of a gate itself: its term per modality; its weights on the token; and which role's experts
+each modality prefers (permuted, not removed)."""
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, what was expected, what to do."""
@@ -323,6 +327,24 @@ class SensorSwitches(Protocol):
 
         Raises:
             UserError: an unknown name, or nothing left to sense with.
+        """
+        ...
+
+
+@runtime_checkable
+class TellsKnockouts(Protocol):
+    """A policy that can say what may be knocked out; without it only the roles seen in its routing are asked of it."""
+
+    @property
+    def knockouts(self) -> tuple[str, ...]:
+        """What ``disable_experts`` takes: roles with experts, and the :data:`GATE_PARTS` that its gate has."""
+        ...
+
+    def disable_experts(self, roles: Sequence[str]) -> None:
+        """As for every policy, but also parts of the gate: the exact gate is back when they are switched on.
+
+        Raises:
+            UserError: a name that is not among ``knockouts``, with the reason.
         """
         ...
 

@@ -54,7 +54,8 @@ class Options:
     sensors_off: str = ""
     """Sensors, with commas between: episodes again without each of them; front+wrist is both at once."""
     knockout: str = ""
-    """Expert roles, with commas between: episodes again without each of them, for entries that have such experts."""
+    """Expert roles, or gate.modality, gate.content, gate.roles, with commas between: episodes again without each of
+    them, for entries that have such experts or such a gate."""
     shuffled: bool = False
     """Episodes again with sentences that name another task."""
     ablation_episodes: int | None = None
@@ -183,7 +184,7 @@ def _rehearse(runs: Sequence[Planned], trial: Trial) -> None:
 
 
 def _refuse_what_none_can(policies: Sequence[Any], switch_off: Callable[[Any], None]) -> None:
-    """A dense policy has no experts, a blind one no language: left out there. A misspelt name is refused by all."""
+    """A dense policy has no gate, a blind one no language: left out there. A misspelt name is refused by all."""
     refusals: list[UserError] = []
     for policy in policies:
         try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moe_robot.cli.compare_entries import TRAINING, Entry
 from moe_robot.cli.train import is_trained
 from moe_robot.evaluation.journal import sha256
+from moe_robot.evaluation.knockouts import knockout_key
 from moe_robot.registry import checkpoint_directory, parse_options, presets, unknown
 from moe_robot.types import UserError
 
@@ -32,7 +33,8 @@ class Trial:
         tasks: to train and to evaluate on.
         steps: length of training, or None for ``minutes``.
         episodes: per task.
-        sensors_off: each one evaluation more; likewise every role of ``knockouts``, and ``shuffled`` instructions.
+        sensors_off: each one evaluation more; likewise each of ``knockouts`` (roles, parts of the gate), and
+            ``shuffled`` instructions.
         ablation_episodes: per task, for each of those.
     """
 
@@ -183,7 +185,7 @@ def preset_class(name: str) -> Any:
 
 def asked_ablations(trial: Trial) -> list[str]:
     """Names of all ablations of the trial."""
-    names = [*(f"sensors {names}" for names in trial.sensors_off), *(f"experts {role}" for role in trial.knockouts)]
+    names = [*(f"sensors {names}" for names in trial.sensors_off), *map(knockout_key, trial.knockouts)]
     return [*names, SHUFFLED] if trial.shuffled else names
 
 

@@ -15,8 +15,9 @@ from moe_robot.evaluation import Results, evaluate
 from moe_robot.evaluation.compare import SCHEMA, letters
 from moe_robot.evaluation.episode import Episode, sensor_names
 from moe_robot.evaluation.journal import write_atomically
+from moe_robot.evaluation.knockouts import knockout_key, without
 from moe_robot.registry import checkpoint_directory, load_policy
-from moe_robot.types import Costed, SensorSwitches
+from moe_robot.types import Costed, SensorSwitches, TellsKnockouts
 
 NOTE = "run.json"
 """In a run's folder: whose run it is, and the load when it began."""
@@ -47,8 +48,8 @@ def do(planned: Planned, stage: Stage) -> dict[str, Any]:
 
 def _first_result(planned: Planned, load: float, stage: Stage) -> dict[str, Any]:
     checkpoint = planned.entry.checkpoint or _trained(planned, stage)
-    sensors, roles = _can_be_switched_off(planned.trial, checkpoint)
-    results = _evaluate(planned, checkpoint, "evaluation", stage, sensors_off=sensors, knockouts=roles)
+    sensors, knockouts = _can_be_switched_off(planned.trial, checkpoint)
+    results = _evaluate(planned, checkpoint, "evaluation", stage, sensors_off=sensors, knockouts=knockouts)
     report = read_json(results.out / "report.json")
     result = {
         "schema": SCHEMA,
@@ -79,7 +80,7 @@ def _with_missing_ablations(planned: Planned, result: dict[str, Any], stage: Sta
         return result
     found: dict[str, Any] = {}
     if any(what != SHUFFLED for what in missing):
-        sensors, roles = _can_be_switched_off(trial, checkpoint)
+        sensors, knockouts = _can_be_switched_off(trial, checkpoint)
         results = _evaluate(
             planned,
             checkpoint,
@@ -87,7 +88,7 @@ def _with_missing_ablations(planned: Planned, result: dict[str, Any], stage: Sta
             stage,
             episodes=trial.ablation_episodes,
             sensors_off=[names for names in sensors if f"sensors {names}" in missing],
-            knockouts=[role for role in roles if f"experts {role}" in missing],
+            knockouts=[name for name in knockouts if knockout_key(name) in missing],
         )
         found |= _ablations(results)
     if SHUFFLED in missing:
@@ -113,8 +114,7 @@ def _evaluate(planned: Planned, checkpoint: Path, name: str, stage: Stage, **mor
     trial = planned.trial
 
     def tell(episode: Episode, done: int, total: int) -> None:
-        off = episode.job.sensors_off or episode.job.knockout
-        stage(f"without {off}" if off else name.replace("evaluation", "evaluating"), done / total)
+        stage(without(episode.job) or name.replace("evaluation", "evaluating"), done / total)
 
     return evaluate(
         checkpoint,
@@ -132,20 +132,21 @@ def _evaluate(planned: Planned, checkpoint: Path, name: str, stage: Stage, **mor
 
 
 def _can_be_switched_off(trial: Trial, checkpoint: Path) -> tuple[list[str], list[str]]:
-    """Those of the trial's sensors and expert roles that this policy has: a dense one has no experts."""
-    sensors = []
-    if trial.sensors_off:
-        policy = load_policy(checkpoint)
-        has = policy.sensors if isinstance(policy, SensorSwitches) else ()
-        sensors = [names for names in trial.sensors_off if set(sensor_names(names)) < set(has)]
+    """Those of the trial's sensors and knock-outs that this policy has: a dense one has no experts."""
+    if not (trial.sensors_off or trial.knockouts):
+        return [], []
+    policy = load_policy(checkpoint)
+    has = policy.sensors if isinstance(policy, SensorSwitches) else ()
+    sensors = [names for names in trial.sensors_off if set(sensor_names(names)) < set(has)]
     final = (_training(checkpoint).get("routing") or {}).get("final") or {}
-    roles = {role for shares in final.values() for role in shares}
-    return sensors, [role for role in trial.knockouts if role in roles]
+    roles = {role for shares in final.values() for role in shares}  # of a policy that does not tell
+    off = policy.knockouts if isinstance(policy, TellsKnockouts) else roles
+    return sensors, [name for name in trial.knockouts if name in off]
 
 
 def _ablations(results: Results) -> dict[str, dict[str, str]]:
     sensors = {f"sensors {names}": letters(episodes) for names, episodes in results.sensors_off.items()}
-    return sensors | {f"experts {role}": letters(episodes) for role, episodes in results.knockouts.items()}
+    return sensors | {knockout_key(name): letters(episodes) for name, episodes in results.knockouts.items()}
 
 
 def _training(checkpoint: Path) -> dict[str, Any]:

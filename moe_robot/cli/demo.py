@@ -42,7 +42,8 @@ class Options:
     config: tuple[str, ...] = ()
     """Policy settings as key=value, for example --config layers=2."""
     knockout: str = "vision,language"
-    """Expert roles, with commas between: some episodes again without each (presets with a gate)."""
+    """Expert roles, or gate.modality, gate.content, gate.roles, with commas between: some episodes again without each
+    (presets with a gate)."""
     knockout_episodes: int = 6
     """Episodes per task and knock-out."""
     video: int = 2

@@ -34,12 +34,17 @@ class Options:
     instructions: str = "seen"
     """Which sentences: seen, heldout, newwords or another set of the environment; shuffled names another task than the
     one that is judged."""
+    instruction: str | None = None
+    """One sentence for every episode in place of the environment's own, also for a policy that `moe-robot extract` cut
+    out and that follows no other. Each episode is judged by its task, so name the one that is meant with --tasks."""
     workers: int = 1
     """Processes. The outcome does not depend on it."""
     video: int = 0
     """How many episodes of each task to film, failures first."""
     knockout: str = ""
-    """Expert roles, with commas between: the same episodes again without each of them."""
+    """Expert roles, with commas between: the same episodes again without each of them. Also parts of a learned gate:
+    gate.modality (its term per modality, which began as the bonus), gate.content (its weights on the token), gate.roles
+    (each modality prefers another role's experts)."""
     sensors_off: str = ""
     """Sensors, with commas between: the same episodes again without each of them, for example front,wrist,arm,grasp or
     language; front+wrist is both at once."""
@@ -64,6 +69,7 @@ def run(options: Options) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from moe_robot.evaluation import evaluate
+    from moe_robot.evaluation.knockouts import without
     from moe_robot.evaluation.statistics import Rate
 
     console = Console(stderr=options.json)
@@ -73,9 +79,7 @@ def run(options: Options) -> int:
         rows: dict[str, Any] = {}
 
         def count(episode: Episode, done: int, total: int) -> None:
-            job = episode.job
-            experts = f"without {job.knockout} experts" if job.knockout else ""
-            name = experts or (f"without {job.sensors_off}" if job.sensors_off else "episodes")
+            name = without(episode.job) or "episodes"
             if name not in rows:
                 rows[name] = bar.add_task(name, total=total, rate="")
             seen = outcomes.setdefault(name, [])
@@ -90,6 +94,7 @@ def run(options: Options) -> int:
             episodes=options.episodes,
             seed=options.seed,
             instructions=options.instructions,
+            instruction=options.instruction,
             workers=options.workers,
             device=options.device,
             video=options.video,

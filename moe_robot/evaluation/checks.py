@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_robot.evaluation.episode import SHUFFLED, sensor_names
 from moe_robot.registry import unknown
-from moe_robot.types import SensorSwitches, UserError
+from moe_robot.types import SensorSwitches, TellsKnockouts, UserError
 
 
 def check_counts(**counts: int) -> None:
@@ -27,8 +27,30 @@ def check_instructions(env: Any, env_id: str, instructions: str, tasks: Sequence
         raise UserError("shuffled instructions need at least two tasks, so that the sentence can name another one")
 
 
-def check_knockouts(knockouts: Sequence[str], roles: Sequence[str] | None) -> None:
-    """Refuse expert roles that the policy does not have; ``roles`` is None without a gate."""
+def check_instruction(instruction: str | None, instructions: str) -> None:
+    """Refuse an empty sentence, and one beside a choice of the environment's sentences that it would overrule."""
+    if instruction is None:
+        return
+    if not instruction.strip():
+        raise UserError("--instruction is empty: expected the sentence that every episode gets, or leave it away")
+    if instructions != "seen":
+        raise UserError(
+            f"--instruction gives every episode the sentence {instruction!r}, and --instructions {instructions} asks "
+            "for the environment's own: leave one of the two away"
+        )
+
+
+def check_knockouts(knockouts: Sequence[str], policy: Any, roles: Sequence[str] | None) -> None:
+    """Refuse what ``policy`` cannot switch off, in its own words; all is on again afterwards.
+
+    A policy that does not tell its knock-outs might take any name without a word: it is held to ``roles``, those that
+    were seen in its routing, or None where it has no gate.
+    """
+    if isinstance(policy, TellsKnockouts):
+        for name in knockouts:
+            policy.disable_experts((name,))
+            policy.disable_experts(())
+        return
     if knockouts and roles is None:
         raise UserError("this policy has no gate, so there are no experts to knock out: leave --knockout away")
     for role in knockouts:

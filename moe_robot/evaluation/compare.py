@@ -136,7 +136,7 @@ class Ablation:
     """An entry with something switched off.
 
     Attributes:
-        what: for example ``sensors front`` or ``experts vision``.
+        what: for example ``sensors front``, ``experts vision`` or ``gate content``.
         named: how often the task that a shuffled sentence named was done; None for other ablations.
         change: success minus that of the whole policy on the same episodes; its Holm correction is over all ablations.
     """

@@ -105,8 +105,9 @@ def _ablations(comparison: Comparison) -> Grid:
         "with parts switched off",
         (*heads, "named task done") if shuffled else heads,
         tuple(rows),
-        "The same policies on the same episodes with these sensors or experts off, or with sentences that name another "
-        "task; change and p (exact McNemar, Holm over this table) are against the whole policy.",
+        "The same policies on the same episodes with these sensors, experts or parts of the gate off (gate roles: "
+        "permuted), or with sentences that name another task; change and p (exact McNemar, Holm over this table) are "
+        "against the whole policy.",
     )
 
 

@@ -22,7 +22,7 @@ class Job:
     """What decides an episode: task, seed, and for the shuffled test the task that the sentence names.
 
     Attributes:
-        knockout: the expert role that is switched off, or "" for all on.
+        knockout: the expert role that is switched off, or the part of the gate, or "" for all on.
         sensors_off: the sensors that are switched off, joined by "+", or "" for all on.
     """
 
@@ -81,6 +81,7 @@ class Cast:
         checkpoint: the folder with ``config.json``.
         environment: a Gymnasium id, made with ``options``.
         instructions: an instruction set of the environment, or "shuffled".
+        instruction: the one sentence of every episode in place of the environment's own; None for its own.
         policy_factory: ``(checkpoint, device) -> Policy``.
     """
 
@@ -90,6 +91,7 @@ class Cast:
     instructions: str
     device: str
     policy_factory: Callable[[Path, str], Policy] = load_policy
+    instruction: str | None = None
 
 
 OnStep = Callable[[Observation, Routing | None, int], None]
@@ -155,7 +157,7 @@ class Actor:
         elif hasattr(inner, "instruction_sets"):
             options["instructions"] = self.cast.instructions
         observation, info = self.env.reset(seed=job.seed, options=options or None)
-        sentence = info.get("task", getattr(inner, "task_description", None))
+        sentence = self.cast.instruction or info.get("task", getattr(inner, "task_description", None))
         if sentence is None:
             raise UserError(
                 f"environment {self.cast.environment} gives no instruction: expected a sentence in info['task']"
@@ -226,9 +228,10 @@ class Actor:
         raise UserError(f"environment {self.cast.environment} does not judge: expected info[{keys[0]!r}] at every step")
 
     def close(self) -> None:
-        """Close the environment and give torch its threads back."""
+        """Switch everything on again, close the environment and give torch its threads back."""
         import torch
 
         if self.env is not None:
+            self.policy.disable_experts(())  # the policy may be somebody's live one, and a changed gate is no mask
             self.env.close()
         torch.set_num_threads(self._threads)

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
+from moe_robot.evaluation.knockouts import GATES, GATES_NOTE, knocked_out, sensors_missing
 from moe_robot.evaluation.page_elements import (
     bar,
     cell,
@@ -71,6 +72,9 @@ def page(report: Mapping[str, Any]) -> str:
 def _headline(report: Mapping[str, Any], title: str) -> str:
     overall = report["overall"]
     what = INSTRUCTIONS.get(report["instructions"], "")
+    told = f"Instructions: <b>{escape(report['instructions'])}</b>{escape(', ' + what if what else '')}."
+    if report.get("instruction"):
+        told = f"Every episode was told <q>{escape(report['instruction'])}</q> in place of the environment's sentence."
     named = ""
     if "named_success" in overall:
         named = (
@@ -86,7 +90,7 @@ def _headline(report: Mapping[str, Any], title: str) -> str:
 <span>success, 95 % interval <b>{interval(overall["ci95"])}</b><br>
 {overall["successes"]} of {overall["episodes"]} episodes on {count(len(report["tasks"]), "task")}{failures}</span></p>
 {bar(overall["success_rate"], overall["ci95"])}
-{named}<p class="note">Instructions: <b>{escape(report["instructions"])}</b>{escape(", " + what if what else "")}.
+{named}<p class="note">{told}
 <span class="whole">Seeds {_seeds(overall["seeds"])}.</span></p>
 </header>"""
 
@@ -160,19 +164,20 @@ def _routing(report: Mapping[str, Any]) -> str:
 def _knockouts(report: Mapping[str, Any]) -> str:
     if not report["knockouts"]:
         return ""
-    rows = {f"without {role} experts": row for role, row in report["knockouts"].items()}
+    rows = {knocked_out(name): row for name, row in report["knockouts"].items()}
+    gates = not GATES.keys().isdisjoint(report["knockouts"])
     return f"""<section>
-<h2>With experts switched off</h2>
+<h2>With experts switched off{" or the gate changed" if gates else ""}</h2>
 {_ablations(report["overall"], "all experts on", rows)}
 <p class="note">The same tasks and seeds again with all experts of one role off. The change is paired, episode by
-episode, with a 95 % bootstrap interval stratified by task.</p>
+episode, with a 95 % bootstrap interval stratified by task.{f" {GATES_NOTE}" if gates else ""}</p>
 </section>"""
 
 
 def _sensors_off(report: Mapping[str, Any]) -> str:
     if not report["sensors_off"]:
         return ""
-    rows = {f"without {names.replace('+', ' and ')}": row for names, row in report["sensors_off"].items()}
+    rows = {sensors_missing(names): row for names, row in report["sensors_off"].items()}
     return f"""<section>
 <h2>With sensors switched off</h2>
 {_ablations(report["overall"], "all sensors on", rows)}

@@ -33,8 +33,9 @@ def report_json(results: Results) -> dict[str, Any]:
 
     ``tasks[name]["outcomes"]`` is aligned with its ``seeds``, so that two reports on the same seeds can be compared
     pair by pair. ``latency_ms`` is of the calls in which the network ran; ``control_step_ms`` of whole control steps,
-    policy and simulation. The ``difference`` of a row of ``knockouts`` or ``sensors_off`` is the whole policy's rate
-    minus that without these experts or sensors. Schema 1 had no ``sensors_off``.
+    policy and simulation. The ``difference`` of a row of ``knockouts`` (keys: roles and parts of the gate) or
+    ``sensors_off`` is the whole policy's rate minus that without these. ``instruction`` is the one sentence of every
+    episode, or null where the environment chose. Schema 1 had no ``sensors_off``.
     """
     setup, episodes = results.setup, results.episodes
     routings = [episode.routing for episode in episodes if episode.routing is not None]
@@ -49,6 +50,7 @@ def report_json(results: Results) -> dict[str, Any]:
         "environment": dict(setup.environment_facts),
         "renderer": setup.environment_facts.get("renderer"),
         "instructions": setup.instructions,
+        "instruction": setup.instruction,
         "first_seed": setup.seed,
         "versions": versions(),
         "tasks": {

@@ -20,6 +20,7 @@ class Setup:
         training: ``train.json`` beside the checkpoint's config (empty when there is none).
         preset: the policy's preset, as its config tells.
         environment_facts: what the made environment says of itself: objects, renderer, control rate.
+        instruction: the one sentence that every episode got in place of the environment's; None for its own.
     """
 
     checkpoint: Path
@@ -35,6 +36,7 @@ class Setup:
     device: str
     workers: int
     training: Mapping[str, Any]
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Results:
 
     Attributes:
         out: the folder of the report.
-        knockouts: expert role -> the episodes without its experts.
+        knockouts: expert role or part of the gate -> the episodes without it.
         sensors_off: sensors, joined by "+" -> the episodes without them.
         videos: file names in ``out/videos`` without ending (``.mp4`` and the strip ``.png``) -> their episode.
     """

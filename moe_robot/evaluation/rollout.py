@@ -10,7 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_robot.evaluation.checks import check_counts, check_instructions, check_knockouts, check_sensors
+from moe_robot.evaluation.checks import (
+    check_counts,
+    check_instruction,
+    check_instructions,
+    check_knockouts,
+    check_sensors,
+)
 from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task
 from moe_robot.evaluation.journal import COMPLETE, Journal, sha256, writing
 from moe_robot.evaluation.results import Results, Setup, versions
@@ -40,6 +46,7 @@ def evaluate(
     episodes: int = 20,
     seed: int = SEEDS_FROM,
     instructions: str = "seen",
+    instruction: str | None = None,
     workers: int = 1,
     device: str = "auto",
     video: int = 0,
@@ -63,10 +70,11 @@ def evaluate(
         episodes: per task.
         seed: the seed of the first episode of each task.
         instructions: an instruction set of the environment, or "shuffled": the sentence names another chosen task.
+        instruction: a sentence that every episode gets in place of the environment's own; tasks are judged as ever.
         workers: processes; 1 plays in this one.
         device: "auto", "cpu" or "cuda".
         video: how many episodes of each task to film, failures first.
-        knockouts: expert roles to switch off, each in a paired evaluation on the same seeds.
+        knockouts: expert roles to switch off, or parts of the gate, each in a paired evaluation on the same seeds.
         sensors_off: sensors to switch off, likewise each in an evaluation of its own; "front+wrist" is both at once.
         knockout_episodes: how many of each task's episodes a knock-out or a missing sensor gets; None for all.
         environment_options: override those that the checkpoint was trained with.
@@ -81,11 +89,19 @@ def evaluate(
     check_counts(
         episodes=episodes, workers=workers, knockout_episodes=1 if knockout_episodes is None else knockout_episodes
     )
+    check_instruction(instruction, instructions)
     os.environ.setdefault("LP_NUM_THREADS", "0")  # llvmpipe's own threads only get in each other's way at 96 px
     folder, out = checkpoint_directory(checkpoint), Path(out)
     setup = _setup(folder, environment, environment_options or {}, tasks, episodes, seed, instructions, workers, device)
+    setup = replace(setup, instruction=instruction)
     cast = Cast(
-        setup.checkpoint, setup.environment, setup.environment_options, instructions, setup.device, policy_factory
+        setup.checkpoint,
+        setup.environment,
+        setup.environment_options,
+        instructions,
+        setup.device,
+        policy_factory,
+        instruction,
     )
     jobs = [
         Job(task, seed + i, named_task(task, seed + i, setup.tasks) if instructions == SHUFFLED else None)
@@ -98,7 +114,7 @@ def evaluate(
     without_sensors = {names: [replace(job, sensors_off=names) for job in again] for names in sensors_off}
     actor = Actor(cast, jobs[0])  # also with many workers: what does not fit is said before they start
     try:
-        check_knockouts(knockouts, actor.roles)
+        check_knockouts(knockouts, actor.policy, actor.roles)
         check_sensors(sensors_off, actor.policy)
         setup = replace(setup, environment_facts=_facts(actor.env))
         with ExitStack() as stack:
@@ -212,6 +228,7 @@ def _identity(setup: Setup) -> dict[str, Any]:
         "tasks": setup.tasks if setup.instructions == SHUFFLED else None,  # they decide which one is named
         "device": setup.device,
         "versions": versions(),
+        **({} if setup.instruction is None else {"instruction": setup.instruction}),  # older journals go on
     }
 
 

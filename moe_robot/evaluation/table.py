@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from moe_robot.evaluation.knockouts import GATES, knocked_out, sensors_missing
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -17,7 +19,8 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
 
     data: Mapping[str, Any] = json.loads(report) if isinstance(report, str) else report
     shuffled = "named_success" in data["overall"]
-    table = Table(title=f"{data['preset'] or 'policy'} in {data['env']}, instructions {data['instructions']}")
+    told = f'all told "{data["instruction"]}"' if data.get("instruction") else f"instructions {data['instructions']}"
+    table = Table(title=f"{data['preset'] or 'policy'} in {data['env']}, {told}".replace("[", r"\["))
     table.add_column("task", no_wrap=True)
     numbers = ("success [95 %]", "of", *(("named task done",) if shuffled else ()), "wrong", "timeout")
     for name in numbers:
@@ -36,7 +39,10 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
             style="bold" if name == "overall" else None,
         )
     console.print(table)
-    for what, rows in (("experts", data["knockouts"]), ("sensors", data.get("sensors_off"))):  # schema 1 had no sensors
+    experts = {knocked_out(name): row for name, row in data["knockouts"].items()}
+    sensors = {sensors_missing(names): row for names, row in data.get("sensors_off", {}).items()}  # schema 1 had none
+    gates = "" if GATES.keys().isdisjoint(data["knockouts"]) else " or the gate changed"
+    for what, rows in ((f"experts switched off{gates}", experts), ("sensors switched off", sensors)):
         if rows:
             console.print(_without(what, rows))
     latency = data["latency_ms"]
@@ -51,18 +57,18 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
 def _without(what: str, rows: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"with {what} switched off, on the same seeds")
+    table = Table(title=f"with {what}, on the same seeds")
     for name, justify in (
-        ("without", "left"),
+        ("", "left"),
         ("success [95 %]", "right"),
         ("of", "right"),
         ("change in points", "right"),
     ):
         table.add_column(name, justify=justify, no_wrap=True)  # pyright: ignore[reportArgumentType]
-    for role, row in rows.items():
+    for name, row in rows.items():
         low, high = row["difference_ci95"]
         table.add_row(
-            role,
+            name,
             _rate(row["success_rate"], row["ci95"]),
             f"{row['successes']}/{row['episodes']}",
             f"{_points(-row['difference'])} [{_points(-high)}, {_points(-low)}]",

@@ -11,6 +11,7 @@ import numpy as np
 
 from moe_robot.evaluation.episode import Actor, Episode, Job
 from moe_robot.evaluation.journal import writing
+from moe_robot.evaluation.knockouts import without
 from moe_robot.types import Observation, Routing
 
 RGB = tuple[int, int, int]
@@ -148,6 +149,9 @@ def _status(panel: np.ndarray, shot: Shot, episode: Episode, fps: int, *, over: 
     y = 64
     if job.named_task is not None:
         _fitted(panel, f"told: {job.named_task}", (0, y), width, 0.5, FAINT)
+        y += 24
+    if off := without(job):
+        _fitted(panel, off, (0, y), width, 0.5, FAINT)
         y += 24
     _text(panel, f"{shot.step / fps:4.1f} s   step {shot.step}", (0, y), 0.5, FAINT)
     _text(panel, f"seed {job.seed}", (0, y + 24), 0.5, FAINT)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from moe_policies.config import MODALITIES, PolicyConfig
+from moe_policies.config import PolicyConfig
 from moe_policies.cost import WORDS, cost_of
 from moe_policies.gate_losses import gate_losses, weighted
 from moe_policies.network import Inputs, Network
@@ -24,6 +24,7 @@ from moe_policies.presets import PRESETS, preset
 from moe_policies.pretrained import TextEncoder, resolve_text_encoder
 from moe_policies.processor import Processor
 from moe_policies.senses import Senses
+from moe_policies.studies import Studies
 from moe_policies.surgery import extracted_config, fill_from_choice, fill_from_dense, upcycled_config
 from moe_policies.tracing import label_tokens, tell, trace
 from moe_policies.upkeep import Watches
@@ -79,7 +80,7 @@ class MultimodalPolicy(nn.Module):
         self.latest_plans: Sequence[Sequence[RoutingPlan]] = ()
         """Of the latest pass, per layer with experts."""
         self._present: Sequence[Sequence[Tensor]] = ()
-        self._available_E: Tensor | None = None
+        self.studies = Studies(self.network, config.preset)
         self.watches = Watches(config, self.network.moe_layers)
 
     # --- making one -------------------------------------------------------------------------------------------------
@@ -188,10 +189,10 @@ class MultimodalPolicy(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` (normalisation inside), the text encoder and a model card."""
         folder = Path(folder)
+        weights = save({k: v.contiguous() for k, v in self.state_dict().items()})
         folder.mkdir(parents=True, exist_ok=True)
         config = {"policy": POLICY_TYPE, "config": self.config.to_json(), "features": self.features.to_json()}
         (folder / "config.json").write_text(json.dumps(config, indent=2))
-        weights = save({k: v.contiguous() for k, v in self.state_dict().items()})
         (folder / "model.safetensors").write_bytes(weights)  # unlike save_file, this tells a full disk by its name
         if self.network.text is not None:
             self.network.text.encoder.save(folder / "text_encoder")  # type: ignore[operator]
@@ -230,7 +231,7 @@ class MultimodalPolicy(nn.Module):
         """
         inputs = self._inputs(batch)
         with self._measuring_a_batch():
-            out = self.network(inputs, self._available_E)
+            out = self.network(inputs, self.studies.available_E)
         self.latest_plans, self._present = out.plans, out.present
         target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
         loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
@@ -301,7 +302,7 @@ class MultimodalPolicy(nn.Module):
                 "this policy was trained with gate_choice=expert, for studies of training only: what an expert takes "
                 "of one robot would depend on the rest of the batch; train with gate_choice=token to act"
             )
-        out = self.network(self._inputs(batch), self._available_E)
+        out = self.network(self._inputs(batch), self.studies.available_E)
         self.latest_plans, self._present = out.plans, out.present
         self.inference_count += 1
         return self.processor.unnormalise(ACTION, self.network.head.sample(out.action_BGD).float())
@@ -317,15 +318,14 @@ class MultimodalPolicy(nn.Module):
         """Forget the episode: the rest of the last chunk is dropped."""
         self._queue.clear()
 
+    @property
+    def knockouts(self) -> tuple[str, ...]:
+        """What :meth:`disable_experts` takes; nothing for a dense policy."""
+        return self.studies.names
+
     def disable_experts(self, roles: Sequence[str]) -> None:
-        """Switch all experts of these roles off (a knock-out study); an empty sequence switches all on again."""
-        for role in roles:
-            if role not in MODALITIES:
-                raise unknown("expert role", role, MODALITIES)
-        if roles and not self.network.roles:
-            raise UserError(f"the {self.config.preset!r} policy has no experts to switch off: use a preset with a gate")
-        keep = [role not in roles for role in self.network.roles]
-        self._available_E = torch.tensor(keep, device=self.device) if roles else None
+        """Switch experts or a part of the gate off, for a study: see :class:`Studies`. Empty: all is on again."""
+        self.studies.switch_off(roles)
 
     def routing(self) -> Routing | None:
         """Routes of the latest forward pass, or None without a gate."""

@@ -108,7 +108,10 @@ class Senses:
         if only := self.config.only_instruction:
             for sentence in batch[TASK]:
                 if sentence != only and "language" not in self.absent:
-                    raise UserError(f"this policy was cut out for {only!r} and follows nothing else, got {sentence!r}")
+                    raise UserError(
+                        f"this policy was cut out for {only!r} and follows nothing else, got {sentence!r}; to evaluate "
+                        f'it give `moe-robot eval` the option --instruction "{only}"'
+                    )
         return batch[TASK]
 
     def _check_not_blind(self, absent: Iterable[str]) -> None:

@@ -66,7 +66,7 @@ def finished(demonstrations, tmp_path_factory):
             "--sensors-off",
             "front,wrist+language",
             "--knockout",
-            "vision",
+            "vision,gate.content",
             "--shuffled",
             "--ablation-episodes",
             "1",
@@ -94,7 +94,12 @@ def test_every_entry_is_trained_with_every_seed_and_put_side_by_side(finished):
     off = {(row["label"], row["what"]): row["success"]["n"] for row in printed["ablations"]}
     both = ["sensors front", "sensors wrist+language", "instructions shuffled"]
     assert off == dict.fromkeys(
-        [("moe", "experts vision"), *((label, what) for label in ("moe", "dense") for what in both)], 2 * 2
+        [
+            ("moe", "experts vision"),
+            ("moe", "gate content"),
+            *((label, what) for label in ("moe", "dense") for what in both),
+        ],
+        2 * 2,
     )
 
 
@@ -266,6 +271,11 @@ def test_a_sweep_draws_its_curves(compare, tmp_path):
         (["--entries", f"moe:{SMALL}", "--sensors-off", "frnt"], "unknown sensor 'frnt': did you mean front"),
         (["--entries", f"moe:{SMALL}", "--knockout", "visoin"], "unknown expert role 'visoin': did you mean vision"),
         (["--entries", f"dense-active:{SMALL}", "--knockout", "vision"], "has no experts to switch off"),
+        (
+            ["--entries", f"moe:{SMALL}", "--knockout", "gate.role"],
+            "unknown part of the gate 'gate.role': did you mean",
+        ),
+        (["--entries", f"switch:{SMALL}", "--knockout", "gate.modality"], "expected a gate with a term per modality"),
         (["--entries", "moe", "--shard", "2/2"], "--shard '2/2': expected I/N"),
         (["--entries", "moe", "--shard", "a/2"], "--shard 'a/2': expected I/N"),
         (["--load", "ours=nowhere"], "no checkpoint at nowhere"),

@@ -123,6 +123,29 @@ def test_heldout_sentences_reach_the_policy(checkpoint, tmp_path):
     assert results.episodes[0].sentence == "would you head left?"
 
 
+def test_one_instruction_stands_in_for_every_sentence_and_the_task_is_judged_as_ever(make_checkpoint, tmp_path):
+    reader = make_checkpoint({"environment": "signpost"})
+    told = {"tasks": "flat", "episodes": 3, "instruction": "please go right"}
+    results = evaluate(reader, out=tmp_path / "out", **told)
+    assert {episode.sentence for episode in results.episodes} == {"please go right"}
+    assert [episode.success for episode in results.episodes] == [e.job.task == "go_right" for e in results.episodes]
+    usual = evaluate(reader, out=tmp_path / "usual", tasks="go_right", episodes=3)
+    assert usual.episodes == results.episodes[3:], "the sentence changed more than the sentence"
+    crew = evaluate(reader, out=tmp_path / "crew", workers=2, **told)
+    assert crew.episodes == results.episodes
+
+
+def test_episodes_that_were_told_something_else_are_not_mixed_in(checkpoint, tmp_path):
+    def stop(episode, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(checkpoint, out=tmp_path / "out", episodes=2, instruction="please go up", progress=stop)
+    with pytest.raises(UserError, match="unfinished evaluation with another instruction:"):
+        evaluate(checkpoint, out=tmp_path / "out", episodes=2)
+    assert evaluate(checkpoint, out=tmp_path / "out", episodes=2, instruction="please go up").setup.instruction
+
+
 def test_knocked_out_experts_are_off_on_the_same_seeds_only(make_checkpoint, tmp_path):
     reader = make_checkpoint({"environment": "signpost"})
     results = evaluate(reader, out=tmp_path / "out", tasks="flat", episodes=5, knockouts=["language", "vision"])
