@@ -98,6 +98,11 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
             parsed[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"option {key}: cannot read the value {value!r}; put text in quotes") from None
+        for glued in parsed[key] if isinstance(parsed[key], dict) else ():
+            if ":" in str(glued):
+                raise UserError(
+                    f"option {key}: {glued!r} is read as one name; expected a space after the colon, as in {{arm: 2}}"
+                )
     return parsed
 
 

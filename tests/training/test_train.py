@@ -235,3 +235,8 @@ def test_settings_are_read_as_values():
         "text": "bundled:minilm",
         "experts": {"vision": 1},
     }
+
+
+def test_a_map_without_spaces_is_refused_with_how_to_write_it():
+    with pytest.raises(UserError, match="space after the colon, as in"):
+        parse_options(("experts={vision:8,arm: 2}",))
