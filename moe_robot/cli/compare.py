@@ -34,7 +34,7 @@ class Options:
     """Folder of demonstrations, the same for every entry. May be left out when every entry is loaded."""
     entries: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[LABEL=]PRESET[:KEY=VALUE,...] ...")] = ()
     """What to train: presets with settings, for example moe dense-active small=moe:hidden=64,learning_rate=5e-4. Keys
-    are those of `train --config`, or learning_rate, batch_size, warmup, weight_decay, clip, ema."""
+    are those of `train --config`, or learning_rate, gate_rate, batch_size, warmup, weight_decay, clip, ema."""
     load: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL=CHECKPOINT ...")] = ()
     """Evaluate these checkpoints as entries of their own."""
     sweep: Annotated[str | None, tyro.conf.arg(metavar="KEY=VALUE,VALUE,...")] = None

@@ -11,7 +11,7 @@ from typing import Any
 from moe_robot.training.config import TrainConfig
 from moe_robot.types import UserError
 
-TRAINING = ("learning_rate", "batch_size", "warmup", "weight_decay", "clip", "ema")
+TRAINING = ("learning_rate", "gate_rate", "batch_size", "warmup", "weight_decay", "clip", "ema")
 """Keys that are options of the training; all others are settings of the policy, as ``train --config`` takes them."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,7 +130,7 @@ class Planned:
         A setting that only one of the two knows does not count (a later version may have added it), unless this
         entry names it.
         """
-        given = parse_options(self.entry.config)
+        given = {*parse_options(self.entry.config), *self.entry.training}
         for key, (theirs, mine) in _differences(stored, self.identity, given).items():
             raise UserError(
                 f"{path} is of another run: {key} was {theirs!r}, now it is {mine!r}; give the same, or choose another "
@@ -225,18 +225,16 @@ def share(runs: Sequence[Planned], shard: str | None) -> Sequence[Planned]:
     return runs[int(first) :: int(step)]
 
 
-def _differences(
-    stored: Mapping[str, Any], present: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
+def _differences(stored: Mapping[str, Any], present: Mapping[str, Any], given: Set[str]) -> dict[str, tuple[Any, Any]]:
     """Key -> its two values, where they differ."""
     found = {}
     for key in {**stored, **present}:
         theirs, mine = stored.get(key), present.get(key)
-        if key == "config" and isinstance(theirs, Mapping) and isinstance(mine, Mapping):
-            names = (theirs.keys() & mine.keys()) | given.keys()
+        if key in {"config", "training"} and isinstance(theirs, Mapping) and isinstance(mine, Mapping):
+            names = (theirs.keys() & mine.keys()) | given
             found |= {name: (theirs.get(name), mine.get(name)) for name in names if theirs.get(name) != mine.get(name)}
         elif isinstance(theirs, Mapping) and isinstance(mine, Mapping):
-            found |= _differences(theirs, mine, {})
+            found |= _differences(theirs, mine, given)
         elif theirs != mine:
             found[key] = theirs, mine
     return found

@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from moe_robot.moe import Router
 
-GATE_RATE = 0.1
-"""Gates learn at this fraction of the learning rate. All tokens of a modality push a gate's few weights the same way,
-so at the full rate Adam carries whole modalities across experts within a dozen steps, before any has learned."""
 
-
-def make_optimiser(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+def make_optimiser(
+    model: nn.Module, learning_rate: float, weight_decay: float, gate_rate: float = 0.1
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019). Only matrices and kernels decay; frozen parameters are left out.
 
-    Every group has a ``rate``: its share of the learning rate of the schedule.
+    Every group has a ``rate``: its share of the learning rate of the schedule, ``gate_rate`` for gates.
     """
     gates = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -26,7 +24,7 @@ def make_optimiser(model: nn.Module, learning_rate: float, weight_decay: float) 
     groups = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": weight_decay, "rate": 1.0},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0, "rate": 1.0},
-        {"params": [p for p in trained if id(p) in gates], "weight_decay": 0.0, "rate": GATE_RATE},
+        {"params": [p for p in trained if id(p) in gates], "weight_decay": 0.0, "rate": gate_rate},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.99))
 

@@ -76,7 +76,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         policy.stack_experts()
     with writing():
         config.out.mkdir(parents=True, exist_ok=True)
-    optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay)
+    optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay, config.gate_rate)
     average = AveragedWeights(policy, config.ema)
     probe, probed = _probe_data(config, horizon, tasks, dataset)
     bf16 = uses_bf16(config.precision, device)
@@ -219,6 +219,8 @@ def _check(config: TrainConfig) -> None:
     length = config.steps if config.steps is not None else config.minutes
     if length is not None and length <= 0:
         raise UserError(f"the length of training is {length}, expected more than 0")
+    if config.gate_rate < 0:
+        raise UserError(f"gate_rate is {config.gate_rate}, expected 0 (gates stay as they begin) or more")
     if config.batch_size < 1:
         raise UserError(f"--batch-size is {config.batch_size}, expected at least 1")
     if (config.out / "state.pt").exists() and not config.resume:

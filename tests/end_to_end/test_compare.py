@@ -167,6 +167,7 @@ def test_what_is_finished_is_not_run_again_also_where_the_checkpoints_are_not(co
         (["--tasks", "go_left"], "tasks was ['go_left', 'go_right'], now it is ['go_left']"),
         (["--entries", f"moe=moe:{SMALL},layers=3"], "layers was 2, now it is 3"),
         (["--entries", f"moe=moe:{SMALL},learning_rate=0.01"], "learning_rate was 0.001, now it is 0.01"),
+        (["--entries", f"moe=moe:{SMALL},gate_rate=0.5"], "gate_rate was 0.1, now it is 0.5"),
         (["--entries", f"moe=random:{SMALL}"], "preset was 'moe', now it is 'random'"),
     ],
 )

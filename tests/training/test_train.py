@@ -210,6 +210,7 @@ def test_gates_learn_slower_and_do_not_decay():
     assert {id(p) for p in gate["params"]} == {id(p) for p in model[1].parameters()}
     assert gate["rate"] < 1
     assert gate["weight_decay"] == 0
+    assert make_optimiser(model, 1e-3, 0.1, gate_rate=0.5).param_groups[-1]["rate"] == 0.5
 
 
 def test_only_matrices_decay():
