@@ -134,14 +134,15 @@ def _call(layer: Any, x_TD: Any, backward: bool) -> Callable[[], None]:
     """One step of a layer: forward without gradients, or forward and backward with fresh gradients."""
     import torch
 
-    gradient_TD = torch.randn_like(x_TD)
+    gradient_TD, parameters = torch.randn_like(x_TD), list(layer.module.parameters())
 
     def forward() -> None:
         with torch.no_grad():
             layer.call(x_TD)
 
     def both() -> None:
-        layer.module.zero_grad(set_to_none=True)
+        for parameter in parameters:  # as an optimiser does: looking for them in the modules is no work of the layer
+            parameter.grad = None
         layer.call(x_TD.detach().requires_grad_()).backward(gradient_TD)
 
     return both if backward else forward
