@@ -93,9 +93,14 @@ def measure(
             for name, layer in layers.items():
                 if layer.extra_bytes(n_tokens) > TOO_LARGE:
                     notes[name] = f"left out: takes about {layer.extra_bytes(n_tokens) / 1e9:.0f} GB of scratch memory"
+                    continue
+                layer.module.train(backward)
+                call = _call(layer, x_TD, backward)
+                fault = None if name in (LIMIT, *ours) else _fault(call)
+                if fault is None:
+                    calls[name] = call
                 else:
-                    layer.module.train(backward)
-                    calls[name] = _call(layer, x_TD, backward)
+                    notes[name] = f"left out: does not run in {dtype_name} ({fault})"
             times, slow = _alternate(calls, LIMIT, seconds, device.type)
             rows.append(_row(n_tokens, backward, times, {**missing, **notes, **slow}, LIMIT, ours))
             report(rows[-1])
@@ -146,6 +151,15 @@ def _call(layer: Any, x_TD: Any, backward: bool) -> Callable[[], None]:
         layer.call(x_TD.detach().requires_grad_()).backward(gradient_TD)
 
     return both if backward else forward
+
+
+def _fault(call: Callable[[], None]) -> str | None:
+    """Why a peer does not run, in one line; None if it does. Not every peer takes every number format."""
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _alternate(
