@@ -93,9 +93,14 @@ def measure(
             for name, layer in layers.items():
                 if layer.extra_bytes(n_tokens) > TOO_LARGE:
                     notes[name] = f"left out: takes about {layer.extra_bytes(n_tokens) / 1e9:.0f} GB of scratch memory"
+                    continue
+                layer.module.train(backward)
+                call = _call(layer, x_TD, backward)
+                fault = None if name in (LIMIT, *ours) else _fault(call)
+                if fault is None:
+                    calls[name] = call
                 else:
-                    layer.module.train(backward)
-                    calls[name] = _call(layer, x_TD, backward)
+                    notes[name] = f"left out: does not run in {dtype_name} ({fault})"
             times, slow = _alternate(calls, LIMIT, seconds, device.type)
             rows.append(_row(n_tokens, backward, times, {**missing, **notes, **slow}, LIMIT, ours))
             report(rows[-1])
@@ -134,17 +139,27 @@ def _call(layer: Any, x_TD: Any, backward: bool) -> Callable[[], None]:
     """One step of a layer: forward without gradients, or forward and backward with fresh gradients."""
     import torch
 
-    gradient_TD = torch.randn_like(x_TD)
+    gradient_TD, parameters = torch.randn_like(x_TD), list(layer.module.parameters())
 
     def forward() -> None:
         with torch.no_grad():
             layer.call(x_TD)
 
     def both() -> None:
-        layer.module.zero_grad(set_to_none=True)
+        for parameter in parameters:  # as an optimiser does: looking for them in the modules is no work of the layer
+            parameter.grad = None
         layer.call(x_TD.detach().requires_grad_()).backward(gradient_TD)
 
     return both if backward else forward
+
+
+def _fault(call: Callable[[], None]) -> str | None:
+    """Why a peer does not run, in one line; None if it does. Not every peer takes every number format."""
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _alternate(

@@ -61,7 +61,15 @@ def _ours(shape: Shape, storage: Any) -> Contender:
     layer = MoEFeedForward(shape.width, shape.hidden, {"any": shape.experts}, ("any",), gate)
     assert isinstance(layer.experts, ExpertBank)
     layer.experts.store_as(storage)
-    return Contender(layer, lambda x_TD: layer(x_TD, torch.zeros(len(x_TD), dtype=torch.int64, device=x_TD.device))[0])
+    kinds: dict[int, Tensor] = {}
+
+    def call(x_TD: Tensor) -> Tensor:
+        n = len(x_TD)
+        if n not in kinds:  # the kinds of the tokens are input as the tokens are: made once
+            kinds[n] = torch.zeros(n, dtype=torch.int64, device=x_TD.device)
+        return layer(x_TD, kinds[n])[0]
+
+    return Contender(layer, call)
 
 
 def _limit(shape: Shape) -> Contender:

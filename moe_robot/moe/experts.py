@@ -121,8 +121,11 @@ class ExpertBank(nn.ModuleList):
         """The two matrices of each of these experts; None where more than the matrices matters, because one of them
         was replaced, wrapped, quantised or hooked."""
         if self.storage == "stacked":
-            # unbind, not [e]: the backward of a slice would fill a whole bank with zeros for each expert
-            gate_up, out = self.gate_up_EPD.unbind(0), self.out_EDH.unbind(0)
+            gate_up, out = self.gate_up_EPD, self.out_EDH
+            if not torch.is_grad_enabled():
+                return {e: (gate_up.select(0, e), out.select(0, e)) for e in which}
+            # not so with gradients: the backward of a slice would fill a whole bank with zeros for each expert
+            gate_up, out = gate_up.unbind(0), out.unbind(0)
             return {e: (gate_up[e], out[e]) for e in which}
         found = {}
         for e in which:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -89,4 +90,18 @@ def refuse_at_inference(config: GateConfig, capacity_factor: float | None, whole
         raise ValueError(
             "expert choice at inference: what an expert takes of one robot would depend on the rest of the batch, and "
             "on a batch of one it means nothing; expected choice='token'"
+        )
+
+
+def refuse_not_finite(logits_TE: Tensor) -> None:
+    """Logits that are no numbers choose no experts (ValueError). On a GPU the question would stall it at every layer,
+    so there the loss is asked."""
+    if logits_TE.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    # one token alone is asked in Python: two operations fewer for a control loop (moe-robot bench moe --tokens 1)
+    total = sum(logits_TE.tolist()[0]) if len(logits_TE) == 1 else logits_TE.detach().sum().item()
+    if not math.isfinite(total):
+        raise ValueError(
+            "the gate's logits are not finite: expected finite tokens and gate weights; lower the learning rate, "
+            "or give the z-loss some weight"
         )

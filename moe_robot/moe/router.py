@@ -7,7 +7,6 @@ otherwise the weight is the constant 1 and the gate gets no gradient). K = E is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_robot.moe.choice import Choice, Noise, capacity_of, experts_choose
-from moe_robot.moe.gate import GateConfig, Units, check_gate, refuse_at_inference
+from moe_robot.moe.gate import GateConfig, Units, check_gate, refuse_at_inference, refuse_not_finite
 from moe_robot.moe.losses import routes_of
 from moe_robot.moe.plan import RoutingPlan, make_plan
 
@@ -105,15 +104,7 @@ class Router(nn.Module):
 
     def _decide(self, x_TD: Tensor, modality_T: Tensor, available: Tensor | None, units: Units | None) -> Choice:
         logits_TE, noise = self._logits(x_TD, modality_T, units)
-        if (
-            logits_TE.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and not math.isfinite(logits_TE.detach().sum().item())
-        ):
-            raise ValueError(  # on a GPU the question would stall it at every layer; there the loss is asked
-                "the gate's logits are not finite: expected finite tokens and gate weights; lower the learning rate, "
-                "or give the z-loss some weight"
-            )
+        refuse_not_finite(logits_TE)
         mask_TE = self._mask(available, modality_T)
         if mask_TE is not None:
             logits_TE = logits_TE.masked_fill(~mask_TE, float("-inf"))
@@ -154,13 +145,19 @@ class Router(nn.Module):
         return accepted_TE if available is None else accepted_TE & available
 
     def _choose(self, logits_TE: Tensor, mask_TE: Tensor | None, modality_T: Tensor, noise: Noise | None) -> Choice:
+        k = self.config.experts_per_token
         if mask_TE is None:
             probabilities_TE = logits_TE.softmax(dim=-1)
+            if k > 1 and self.config.choice == "token" and not self.config.bias_balancing:
+                top = logits_TE.topk(k, dim=-1)  # a softmax over the chosen renormalises in one step, also backward
+                return Choice(
+                    top.indices, top.values.softmax(dim=-1), probabilities_TE, logits_TE, modality_T, None, noise
+                )
         else:  # a token without any expert has no distribution: zeros, not the NaN of an empty softmax
             none_T1 = ~mask_TE.any(dim=-1, keepdim=True)
             probabilities_TE = logits_TE.masked_fill(none_T1, 0.0).softmax(dim=-1).masked_fill(none_T1, 0.0)
         if self.config.choice == "expert":
-            return experts_choose(probabilities_TE, logits_TE, modality_T, noise, self.config.experts_per_token)
+            return experts_choose(probabilities_TE, logits_TE, modality_T, noise, k)
         scores_TE = probabilities_TE
         if self.config.bias_balancing:
             scores_TE = scores_TE + self.balancing_ME[modality_T]
@@ -168,7 +165,7 @@ class Router(nn.Module):
         top = scores_TE.topk(self._slots(mask_TE), dim=-1)
         ids_TK = top.indices
         weights_TK = probabilities_TE.gather(1, ids_TK) if self.config.bias_balancing else top.values
-        if self.config.experts_per_token > 1:
+        if k > 1:
             total_T1 = weights_TK.sum(dim=-1, keepdim=True)
             weights_TK = weights_TK / (total_T1 if mask_TE is None else total_T1.clamp(min=1e-20))
         chosen_TK = None

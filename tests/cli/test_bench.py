@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from torch import nn
 
 from moe_robot.cli import main
 from moe_robot.cli.bench_moe import Ratio
+from moe_robot.cli.bench_moe_peers import Contender, contenders
 
 SMALL = ["bench", "moe", "--width", "16", "--hidden", "8", "--experts", "4", "--seconds", "0.01"]
 
@@ -34,6 +36,21 @@ def test_the_table_has_the_same_ratios_in_words(capsys):
     assert "of the limit" in printed
     assert "of the best peer" in printed
     assert "dtype bfloat16" in printed
+
+
+def test_a_peer_that_does_not_run_in_a_number_format_is_left_out_with_its_reason(capsys, monkeypatch):
+    def with_a_picky_one(shape):
+        layers, missing = contenders(shape)
+        bank = nn.Linear(shape.width, shape.width)
+        layers["picky"] = Contender(bank, lambda x_TD: bank(x_TD.float()))
+        return layers, missing
+
+    monkeypatch.setattr("moe_robot.cli.bench_moe_peers.contenders", with_a_picky_one)
+    for dtype, said in (("float32", None), ("bfloat16", "left out: does not run in bfloat16 (mat1 and mat2")):
+        assert main([*SMALL, "--tokens", "8", "--dtype", dtype, "--json"]) == 0
+        for row in json.loads(capsys.readouterr().out)["rows"]:
+            assert ("picky" in row["over_limit_of"]) == (said is None)
+            assert row["notes"].get("picky", "").startswith(said or "")
 
 
 @pytest.mark.parametrize(
