@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_robot.moe.experts import ExpertBank
+from moe_robot.moe.gate import own_role
 from moe_robot.moe.layer import MoEFeedForward
 
 COLD = 0.1
@@ -71,7 +72,7 @@ class ColdWatch(nn.Module):
         if patience < 1:
             raise ValueError(f"patience is {patience}, expected at least 1 update")
         self.patience, self.decay, self.pooled = patience, decay, pooled
-        own_ME = torch.tensor([[role == name for role in roles] for name in modalities])
+        own_ME = own_role(roles, modalities)
         self.own_ME: Tensor
         self.load_E: Tensor
         self.waited_E: Tensor

@@ -60,6 +60,11 @@ class Units:
         return total_UD / size_U.clamp(min=1).unsqueeze(1)
 
 
+def own_role(roles: Sequence[str], modalities: Sequence[str]) -> Tensor:
+    """bool (M, E), True where an expert's role bears the name of the modality."""
+    return torch.tensor([[role == modality for role in roles] for modality in modalities])
+
+
 def check_gate(config: GateConfig, roles: Sequence[str], modalities: Sequence[str]) -> None:
     """Refuse a gate that does not fit its experts, in one line (ValueError)."""
     k = config.experts_per_token

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moe_robot.moe.gate import own_role
 from moe_robot.moe.plan import RoutingPlan
 
 
@@ -28,7 +29,7 @@ def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[s
         the mean over the modalities that count, and whether there is any (1.0 or 0.0; the mean is then 0), as scalars:
         tensors both, so that a GPU need not wait to know.
     """
-    own_ME = torch.tensor([[role == m for role in roles] for m in modalities], device=plan.ids_TK.device)
+    own_ME = own_role(roles, modalities).to(plan.ids_TK.device)
     f_ME = routes_of(plan, len(modalities)) * own_ME
     p_ME = _by_modality(plan, len(modalities)).T @ plan.probabilities_TE * own_ME
     total_M = f_ME.sum(dim=1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_robot.moe.choice import Choice, Noise, capacity_of, experts_choose
-from moe_robot.moe.gate import GateConfig, Units, check_gate, refuse_at_inference, refuse_not_finite
+from moe_robot.moe.gate import GateConfig, Units, check_gate, own_role, refuse_at_inference, refuse_not_finite
 from moe_robot.moe.losses import routes_of
 from moe_robot.moe.plan import RoutingPlan, make_plan
 
@@ -45,7 +45,7 @@ class Router(nn.Module):
         config = config or GateConfig()
         check_gate(config, roles, modalities)
         self.roles, self.modalities, self.config = tuple(roles), tuple(modalities), config
-        own_ME = torch.tensor([[role == modality for role in roles] for modality in modalities])
+        own_ME = own_role(roles, modalities)
         learned, typed = config.kind == "learned", config.kind == "typed"
         self.weight_ED = nn.Parameter(torch.randn(len(roles), width) * width**-0.5 * (0.1 if learned else 1.0))
         self.bias_ME = nn.Parameter(own_ME.float() * (config.prior if config.bias else 0.0))
