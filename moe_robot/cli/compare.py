@@ -66,6 +66,8 @@ class Options:
     """Do only every N-th of all runs, beginning with run I (from 0), so that N machines or processes share the work."""
     only_table: bool = False
     """Train and evaluate nothing: show what is in OUT/results (of --entries and --load, or all of it)."""
+    per_task: bool = False
+    """Also show the success at each task."""
     markdown: Path | None = None
     """Write the tables into this file, for a results page."""
     json: bool = False
@@ -247,7 +249,7 @@ def _show(options: Options, paths: Sequence[Path], labels: Sequence[str], speed:
     order = list(dict.fromkeys([*(labels or [options.baseline]), *(run.label for run in runs)]))
     comparison = compare(sorted(runs, key=lambda run: (order.index(run.label), run.seed)), options.baseline)
     speed = stored_speed(options.out) if speed is None else speed
-    tables = grids(comparison, speed)
+    tables = grids(comparison, speed, options.per_task)
     console = Console(stderr=options.json)
     if not console.is_terminal:
         console = Console(stderr=options.json, width=160)  # in a log, a table of eighty columns would cut its words

@@ -109,6 +109,7 @@ class Row:
         success: over all seeds, tasks and episodes, with the Wilson interval of these networks.
         ci95: bootstrap over training seeds and episodes: of the preset.
         tasks: success by task.
+        by_seed: success by training seed, of one network each.
         against: the difference to the baseline; None for the baseline itself, or where no training seed is shared.
         samples: trained on, mean over seeds.
         parameters: as the training counted them, also where ``cost`` is not told.
@@ -120,6 +121,7 @@ class Row:
     success: Rate
     ci95: tuple[float, float]
     tasks: Mapping[str, Rate]
+    by_seed: Mapping[int, Rate]
     against: Difference | None
     samples: float | None
     parameters: int | None
@@ -209,6 +211,7 @@ def _row(label: str, runs: Mapping[int, Run], against: Difference | None) -> Row
         success=_rate(run.outcomes for run in everything),
         ci95=hierarchical_interval([_successes(run.outcomes) for run in everything]),
         tasks={task: _rate({task: run.outcomes[task]} for run in everything) for task in everything[0].outcomes},
+        by_seed={seed: _rate([run.outcomes]) for seed, run in runs.items()},
         against=against,
         samples=sum(samples) / len(samples) if samples else None,
         parameters=everything[0].parameters,

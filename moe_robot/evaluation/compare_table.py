@@ -24,10 +24,17 @@ class Grid:
     note: str
 
 
-def grids(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]]) -> tuple[Grid, ...]:
-    """The tables of success, of cost and speed, and of what was switched off (where something was)."""
-    tables = (_success(comparison), _cost(comparison, speed))
-    return (*tables, _ablations(comparison)) if comparison.ablations else tables
+def grids(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]], per_task: bool = False) -> tuple[Grid, ...]:
+    """The tables of success, of each training seed where there are several, of each task if asked, of cost and speed,
+    and of what was switched off where something was."""
+    seeds = sorted({seed for row in comparison.rows for seed in row.seeds})
+    tables = [_success(comparison)]
+    if len(seeds) > 1:
+        tables.append(_by_seed(comparison, seeds))
+    if per_task:
+        tables.append(_by_task(comparison))
+    tables.append(_cost(comparison, speed))
+    return (*tables, _ablations(comparison)) if comparison.ablations else tuple(tables)
 
 
 def _success(comparison: Comparison) -> Grid:
@@ -46,6 +53,25 @@ def _success(comparison: Comparison) -> Grid:
         "95 % intervals: Wilson over all episodes (of these networks); bootstrap over training seeds and episodes (of "
         f"the preset), also of the difference. p: exact McNemar against {base} on the same training seeds, tasks and "
         "episode seeds, Holm-corrected over the entries.",
+    )
+
+
+def _by_seed(comparison: Comparison, seeds: Sequence[int]) -> Grid:
+    return Grid(
+        "success by training seed",
+        ("entry", *(f"seed {seed}" for seed in seeds)),
+        tuple((row.label, *(str(row.by_seed.get(seed, NONE)) for seed in seeds)) for row in comparison.rows),
+        "Each of one network, with its Wilson interval.",
+    )
+
+
+def _by_task(comparison: Comparison) -> Grid:
+    tasks = dict.fromkeys(task for row in comparison.rows for task in row.tasks)
+    return Grid(
+        "success by task",
+        ("task", *(row.label for row in comparison.rows)),
+        tuple((task, *(str(row.tasks.get(task, NONE)) for row in comparison.rows)) for task in tasks),
+        "All training seeds of an entry together, with the Wilson interval of these networks.",
     )
 
 

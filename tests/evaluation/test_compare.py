@@ -10,7 +10,7 @@ from moe_robot.evaluation.compare import Run, compare, letter
 from moe_robot.evaluation.compare_plot import plot
 from moe_robot.evaluation.compare_table import grids, markdown, print_grids
 from moe_robot.evaluation.episode import Episode, Job
-from moe_robot.evaluation.statistics import mcnemar, wilson
+from moe_robot.evaluation.statistics import Rate, mcnemar, wilson
 from moe_robot.types import Cost, UserError
 
 
@@ -111,7 +111,7 @@ SPEED = {
 
 
 def test_the_tables_hold_every_number_that_was_promised():
-    success, cost, off = grids(compare([*MOE, *DENSE]), SPEED)
+    success, by_seed, by_task, cost, off = grids(compare([*MOE, *DENSE]), SPEED, per_task=True)
     moe, dense = success.rows
     low, high = wilson(13, 16)
     assert moe[:4] == ("moe", "0 1", "16", f"81 % [{100 * low:.0f}, {100 * high:.0f}]")
@@ -120,10 +120,21 @@ def test_the_tables_hold_every_number_that_was_promised():
     assert cost.rows[0] == ("moe", "50", "20", "0.0", "6,400", "321", "3.25", "4.50", "3.00", "800")
     assert cost.rows[1][5:] == ("–",) * 5
     assert off.rows[0][:3] == ("moe", "sensors front", "8")
+    of_seeds = [sum(outcomes.count("s") for outcomes in run.outcomes.values()) for run in MOE]
+    assert by_seed.heads == ("entry", "seed 0", "seed 1")
+    assert by_seed.rows[0] == ("moe", *(str(Rate(n, 8)) for n in of_seeds))
+    assert by_task.heads == ("task", "moe", "dense")
+    assert [row[0] for row in by_task.rows] == list(MOE[0].outcomes)
+    assert by_task.rows[0][1] == str(Rate(sum(run.outcomes[by_task.rows[0][0]].count("s") for run in MOE), 8))
+
+
+def test_what_was_not_run_leaves_its_cell_empty():
+    _, by_seed, _ = grids(compare([*MOE, DENSE[0]]), {})[:3]
+    assert by_seed.rows[1][1:] == (str(compare([DENSE[0]], "dense").rows[0].success), "–")
 
 
 def test_every_rate_has_an_interval_and_every_row_as_many_cells_as_heads():
-    for grid in grids(compare([*MOE, *DENSE]), {}):
+    for grid in grids(compare([*MOE, *DENSE]), {}, per_task=True):
         for row in grid.rows:
             assert len(row) == len(grid.heads)
             for cell in row:
