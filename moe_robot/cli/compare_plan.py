@@ -231,7 +231,7 @@ def _differences(stored: Mapping[str, Any], present: Mapping[str, Any], given: S
     for key in {**stored, **present}:
         theirs, mine = stored.get(key), present.get(key)
         if key in {"config", "training"} and isinstance(theirs, Mapping) and isinstance(mine, Mapping):
-            names = (theirs.keys() & mine.keys()) | given
+            names = [name for name in {**theirs, **mine} if name in given or (name in theirs and name in mine)]
             found |= {name: (theirs.get(name), mine.get(name)) for name in names if theirs.get(name) != mine.get(name)}
         elif isinstance(theirs, Mapping) and isinstance(mine, Mapping):
             found |= _differences(theirs, mine, given)
