@@ -194,12 +194,13 @@ def test_a_setting_that_an_older_result_does_not_know_does_not_make_it_another_r
     path = tmp_path / "out/results/moe-seed0.json"
     path.parent.mkdir(parents=True)
     result = results(finished[0])["moe-seed0"]
-    del result["identity"]["config"]["jitter"]
+    del result["identity"]["config"]["jitter"], result["identity"]["training"]["gate_rate"]
     path.write_text(json.dumps(result))
     assert compare(*ENTRIES[:2], "--seeds", "0", "--no-speed")[0] == 0
-    status, _, error = compare("--entries", f"moe=moe:{SMALL},jitter=0.2", "--seeds", "0", "--no-speed")
-    assert status == 1
-    assert "jitter was None, now it is 0.2" in error
+    for key in ("jitter", "gate_rate"):
+        status, _, error = compare("--entries", f"moe=moe:{SMALL},{key}=0.2", "--seeds", "0", "--no-speed")
+        assert status == 1
+        assert f"{key} was None, now it is 0.2" in error
 
 
 def test_ablations_can_be_asked_for_later(compare, tmp_path):
