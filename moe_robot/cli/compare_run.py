@@ -138,10 +138,11 @@ def _can_be_switched_off(trial: Trial, checkpoint: Path) -> tuple[list[str], lis
     policy = load_policy(checkpoint)
     has = policy.sensors if isinstance(policy, SensorSwitches) else ()
     sensors = [names for names in trial.sensors_off if set(sensor_names(names)) < set(has)]
+    if isinstance(policy, TellsKnockouts):
+        return sensors, [name for name in trial.knockouts if name in policy.knockouts]
     final = (_training(checkpoint).get("routing") or {}).get("final") or {}
-    roles = {role for shares in final.values() for role in shares}  # of a policy that does not tell
-    off = policy.knockouts if isinstance(policy, TellsKnockouts) else roles
-    return sensors, [name for name in trial.knockouts if name in off]
+    roles = {role for shares in final.values() for role in shares}
+    return sensors, [name for name in trial.knockouts if name in roles]
 
 
 def _ablations(results: Results) -> dict[str, dict[str, str]]:

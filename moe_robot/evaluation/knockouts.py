@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from moe_robot.evaluation.episode import Job
 from moe_robot.types import GATE_CONTENT, GATE_MODALITY, GATE_ROLES
 
@@ -27,6 +29,16 @@ def without(job: Job) -> str:
 def knocked_out(name: str) -> str:
     """``"vision"`` -> ``"without vision experts"``, ``"gate.content"`` -> ``"gate without the token"``."""
     return GATES.get(name, f"without {name} experts")
+
+
+def heading(names: Iterable[str]) -> str:
+    """What is off in rows of these names, for a title."""
+    return f"experts switched off{' or the gate changed' if changes_gate(names) else ''}"
+
+
+def changes_gate(names: Iterable[str]) -> bool:
+    """Whether one of these is a part of the gate."""
+    return not GATES.keys().isdisjoint(names)
 
 
 def sensors_missing(names: str) -> str:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
-from moe_robot.evaluation.knockouts import GATES, GATES_NOTE, knocked_out, sensors_missing
+from moe_robot.evaluation.knockouts import GATES_NOTE, changes_gate, heading, knocked_out, sensors_missing
 from moe_robot.evaluation.page_elements import (
     bar,
     cell,
@@ -165,12 +165,12 @@ def _knockouts(report: Mapping[str, Any]) -> str:
     if not report["knockouts"]:
         return ""
     rows = {knocked_out(name): row for name, row in report["knockouts"].items()}
-    gates = not GATES.keys().isdisjoint(report["knockouts"])
+    note = f" {GATES_NOTE}" if changes_gate(report["knockouts"]) else ""
     return f"""<section>
-<h2>With experts switched off{" or the gate changed" if gates else ""}</h2>
+<h2>With {heading(report["knockouts"])}</h2>
 {_ablations(report["overall"], "all experts on", rows)}
 <p class="note">The same tasks and seeds again with all experts of one role off. The change is paired, episode by
-episode, with a 95 % bootstrap interval stratified by task.{f" {GATES_NOTE}" if gates else ""}</p>
+episode, with a 95 % bootstrap interval stratified by task.{note}</p>
 </section>"""
 
 

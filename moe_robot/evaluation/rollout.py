@@ -92,8 +92,18 @@ def evaluate(
     check_instruction(instruction, instructions)
     os.environ.setdefault("LP_NUM_THREADS", "0")  # llvmpipe's own threads only get in each other's way at 96 px
     folder, out = checkpoint_directory(checkpoint), Path(out)
-    setup = _setup(folder, environment, environment_options or {}, tasks, episodes, seed, instructions, workers, device)
-    setup = replace(setup, instruction=instruction)
+    setup = _setup(
+        folder,
+        environment,
+        environment_options or {},
+        tasks,
+        episodes,
+        seed,
+        instructions,
+        instruction,
+        workers,
+        device,
+    )
     cast = Cast(
         setup.checkpoint,
         setup.environment,
@@ -150,6 +160,7 @@ def _setup(
     episodes: int,
     seed: int,
     instructions: str,
+    instruction: str | None,
     workers: int,
     device: str,
 ) -> Setup:
@@ -174,6 +185,7 @@ def _setup(
     finally:
         env.close()
     return Setup(
+        instruction=instruction,
         checkpoint=folder,
         checkpoint_sha256=sha256(weights),
         preset=training.get("preset") or _json(folder / "config.json").get("preset"),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from moe_robot.evaluation.knockouts import GATES, knocked_out, sensors_missing
+from moe_robot.evaluation.knockouts import heading, knocked_out, sensors_missing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,8 +41,7 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
     console.print(table)
     experts = {knocked_out(name): row for name, row in data["knockouts"].items()}
     sensors = {sensors_missing(names): row for names, row in data.get("sensors_off", {}).items()}  # schema 1 had none
-    gates = "" if GATES.keys().isdisjoint(data["knockouts"]) else " or the gate changed"
-    for what, rows in ((f"experts switched off{gates}", experts), ("sensors switched off", sensors)):
+    for what, rows in ((heading(data["knockouts"]), experts), ("sensors switched off", sensors)):
         if rows:
             console.print(_without(what, rows))
     latency = data["latency_ms"]

@@ -145,29 +145,28 @@ class Router(nn.Module):
         return accepted_TE if available is None else accepted_TE & available
 
     def _choose(self, logits_TE: Tensor, mask_TE: Tensor | None, modality_T: Tensor, noise: Noise | None) -> Choice:
-        k = self.config.experts_per_token
-        if mask_TE is None:
-            probabilities_TE = logits_TE.softmax(dim=-1)
-            if k > 1 and self.config.choice == "token" and not self.config.bias_balancing:
-                top = logits_TE.topk(k, dim=-1)  # a softmax over the chosen renormalises in one step, also backward
-                return Choice(
-                    top.indices, top.values.softmax(dim=-1), probabilities_TE, logits_TE, modality_T, None, noise
-                )
-        else:  # a token without any expert has no distribution: zeros, not the NaN of an empty softmax
+        heard_TE, none_T1 = logits_TE, None
+        if (
+            mask_TE is not None
+        ):  # a token without any expert has no distribution: zeros, not the NaN of an empty softmax
             none_T1 = ~mask_TE.any(dim=-1, keepdim=True)
-            probabilities_TE = logits_TE.masked_fill(none_T1, 0.0).softmax(dim=-1).masked_fill(none_T1, 0.0)
+            heard_TE = logits_TE.masked_fill(none_T1, 0.0)
+        probabilities_TE = heard_TE.softmax(dim=-1)
+        if none_T1 is not None:
+            probabilities_TE = probabilities_TE.masked_fill(none_T1, 0.0)
+        k, balancing = self.config.experts_per_token, self.config.bias_balancing
         if self.config.choice == "expert":
             return experts_choose(probabilities_TE, logits_TE, modality_T, noise, k)
-        scores_TE = probabilities_TE
-        if self.config.bias_balancing:
-            scores_TE = scores_TE + self.balancing_ME[modality_T]
+        scores_TE = heard_TE  # the highest logits are the highest probabilities
+        if balancing:
+            scores_TE = probabilities_TE + self.balancing_ME[modality_T]
             scores_TE = scores_TE if mask_TE is None else scores_TE.masked_fill(~mask_TE, float("-inf"))
         top = scores_TE.topk(self._slots(mask_TE), dim=-1)
         ids_TK = top.indices
-        weights_TK = probabilities_TE.gather(1, ids_TK) if self.config.bias_balancing else top.values
-        if k > 1:
-            total_T1 = weights_TK.sum(dim=-1, keepdim=True)
-            weights_TK = weights_TK / (total_T1 if mask_TE is None else total_T1.clamp(min=1e-20))
+        if k == 1:
+            weights_TK = probabilities_TE.gather(1, ids_TK)
+        else:  # a softmax over the chosen renormalises in one step, also backward
+            weights_TK = (heard_TE.gather(1, ids_TK) if balancing else top.values).softmax(dim=-1)
         chosen_TK = None
         if mask_TE is not None and mask_TE.dim() == 2:
             chosen_TK = mask_TE.expand_as(logits_TE).gather(1, ids_TK)
@@ -185,10 +184,9 @@ class Router(nn.Module):
 
         DeepSeek-V3 (2024), section 2.1.2, per modality over the experts of its own role, and recentred.
         """
-        for m, modality in enumerate(self.modalities):
-            members = [e for e, role in enumerate(self.roles) if role == modality]
-            load_G = self.load_ME[m, members]
-            if len(members) > 1 and float(load_G.sum()) > 0:
-                bias_G = self.balancing_ME[m, members] + rate * torch.sign(load_G.mean() - load_G)
-                self.balancing_ME[m, members] = bias_G - bias_G.mean()
+        for m, own_E in enumerate(own_role(self.roles, self.modalities)):
+            load_G = self.load_ME[m, own_E]
+            if len(load_G) > 1 and float(load_G.sum()) > 0:
+                bias_G = self.balancing_ME[m, own_E] + rate * torch.sign(load_G.mean() - load_G)
+                self.balancing_ME[m, own_E] = bias_G - bias_G.mean()
         self.load_ME.zero_()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_robot.moe import Router
+from moe_robot.training.config import TrainConfig
 
 
 def make_optimiser(
-    model: nn.Module, learning_rate: float, weight_decay: float, gate_rate: float = 0.1
+    model: nn.Module, learning_rate: float, weight_decay: float, gate_rate: float = TrainConfig.gate_rate
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019). Only matrices and kernels decay; frozen parameters are left out.
 

@@ -28,12 +28,7 @@ from moe_policies.studies import Studies
 from moe_policies.surgery import extracted_config, fill_from_choice, fill_from_dense, upcycled_config
 from moe_policies.tracing import label_tokens, tell, trace
 from moe_policies.upkeep import Watches
-from moe_robot.moe import (
-    ExpertBank,
-    RoutingPlan,
-    drop_rate,
-    expert_names,
-)
+from moe_robot.moe import ExpertBank, RoutingPlan, drop_rate, expert_names
 from moe_robot.registry import unknown
 from moe_robot.types import (
     ACTION,
