@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 PITSTOP = "moe_robot/PitStop-v0"
+METAWORLD = "moe_robot/MetaWorld-v0"
 
 
 def register() -> None:
@@ -20,8 +21,9 @@ def register() -> None:
     """
     import gymnasium
 
-    if PITSTOP not in gymnasium.registry:
-        gymnasium.register(PITSTOP, entry_point="moe_envs:make_pitstop")
+    for env_id, maker in ((PITSTOP, "make_pitstop"), (METAWORLD, "make_metaworld")):
+        if env_id not in gymnasium.registry:
+            gymnasium.register(env_id, entry_point=f"moe_envs:{maker}")
 
 
 def make_pitstop(**options: Any) -> Any:
@@ -31,17 +33,36 @@ def make_pitstop(**options: Any) -> Any:
     """
     from gymnasium.wrappers import TimeLimit
 
+    _require_mujoco()
+    from moe_envs.pitstop.env import PitStopEnv
+    from moe_envs.pitstop.tasks import TIME_LIMIT_S
+
+    env = PitStopEnv(**options)
+    return TimeLimit(env, max_episode_steps=round(TIME_LIMIT_S * env.control_hz))
+
+
+def make_metaworld(**options: Any) -> Any:
+    """Meta-World with its time limit of 500 steps of its own, fewer where an action is held for several.
+
+    ``options`` are those of :class:`moe_envs.metaworld.env.MetaWorldEnv`.
+    """
+    from gymnasium.wrappers import TimeLimit
+
+    _require_mujoco()
+    from moe_envs.metaworld.env import MetaWorldEnv
+    from moe_envs.metaworld.world import STEP_LIMIT, STEP_SECONDS
+
+    env = MetaWorldEnv(**options)
+    return TimeLimit(env, max_episode_steps=round(STEP_LIMIT * STEP_SECONDS * env.control_hz))
+
+
+def _require_mujoco() -> None:
     from moe_envs.rendering import no_gl
 
     try:
         import mujoco  # noqa: F401
     except (ImportError, AttributeError) as error:  # what MUJOCO_GL=egl gives where the library is missing
         raise no_gl(error) from error
-    from moe_envs.pitstop.env import PitStopEnv
-    from moe_envs.pitstop.tasks import TIME_LIMIT_S
-
-    env = PitStopEnv(**options)
-    return TimeLimit(env, max_episode_steps=round(TIME_LIMIT_S * env.control_hz))
 
 
 if "gymnasium" in sys.modules:

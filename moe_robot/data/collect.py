@@ -28,6 +28,8 @@ from moe_robot.registry import environment_features, environment_id, make_enviro
 from moe_robot.types import Features, UserError
 
 PENDING = "pending"
+IN_A_ROW = 10
+"""Episodes of a task in a row where every task has a scene of its own that takes longer to build than an episode."""
 COMMIT_SECONDS = 5.0
 COMMIT_SHARE = 0.05
 """Commits come at least ``COMMIT_SECONDS`` apart and take at most this share of the time: they grow with the data set.
@@ -131,7 +133,7 @@ def collect(
         total = episodes * len(settings.tasks)
         intake = _Intake(writer, pending, total)
         stack.callback(intake.close)
-        missing = [slot for slot in range(writer.episodes, total) if slot not in intake.waiting]
+        missing = settings.work_order(set(range(writer.episodes, total)) - intake.waiting.keys())
         intake.take([])
         report = partial(_report, progress, writer, intake, tally, total)
         report()
@@ -179,7 +181,9 @@ def _settle(
         sets = getattr(env.unwrapped, "instruction_sets", ())
         if sets and instructions not in sets:
             raise unknown("instruction set", instructions, sets)
-        settings = Settings(name, options, chosen, seed, noise, instructions if sets else None, successes_only)
+        in_a_row = IN_A_ROW if getattr(env.unwrapped, "scene_per_task", False) else 1
+        instructed = instructions if sets else None
+        settings = Settings(name, options, chosen, seed, noise, instructed, successes_only, in_a_row)
         renderer = getattr(env.unwrapped, "renderer", None)
         provenance = {
             "environment": name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ class Settings:
         noise: mean disturbance of the executed action, in the environment's unit of one step's travel.
         instructions: instruction set of the sentences, None when the environment has no sets.
         successes_only: try again until the expert succeeds; False keeps the first rollout as it is.
+        in_a_row: episodes of one task that are made one after another; the order of work alone, not of the data set.
     """
 
     environment: str
@@ -41,10 +42,16 @@ class Settings:
     noise: float
     instructions: str | None
     successes_only: bool = True
+    in_a_row: int = 1
 
     def slot(self, number: int) -> tuple[str, int]:
         """Task and seed of the ``number``-th episode."""
         return self.tasks[number % len(self.tasks)], self.seed + number // len(self.tasks)
+
+    def work_order(self, slots: Iterable[int]) -> list[int]:
+        """``slots`` as they are best made: ``in_a_row`` of the first task, as many of the second, and so on."""
+        n = len(self.tasks)
+        return sorted(slots, key=lambda slot: (slot // n // self.in_a_row, slot % n, slot))
 
 
 def pending_path(pending: Path, slot: int) -> Path:
@@ -68,7 +75,7 @@ def produce(settings: Settings, slots: Sequence[int], pending: Path, workers: in
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(settings, pending)
     )
-    # A short queue keeps slots nearly in order, so that few finished episodes wait for a slow earlier one.
+    # A short queue keeps slots nearly in this order, so that few finished episodes wait for a slow earlier one.
     running: dict[Future[int], int] = {}
     try:
         with workers_are_born():  # the pool starts them at the first submissions

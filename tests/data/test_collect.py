@@ -13,6 +13,7 @@ from sample_episodes import fingerprints
 
 from moe_robot.cli import main
 from moe_robot.data import collect as collecting
+from moe_robot.data import workers
 from moe_robot.data.collect import collect
 from moe_robot.data.demonstrate import LAYOUTS, SEED_LIMIT, TRIES_PER_LAYOUT, layout_seed
 from moe_robot.data.layout import read_info
@@ -83,6 +84,18 @@ def test_any_number_of_workers_gives_the_same_bits(reference, tmp_path):
     assert fingerprints(tmp_path) == fingerprints(reference)
 
 
+def test_where_scenes_take_long_to_build_work_keeps_to_a_task_and_the_bits_stay(reference, tmp_path, monkeypatch):
+    from pointworld import PointEnv
+
+    monkeypatch.setattr(PointEnv, "scene_per_task", True, raising=False)
+    monkeypatch.setattr(collecting, "IN_A_ROW", 2)
+    made, demonstrate = [], workers.demonstrate_until_success
+    monkeypatch.setattr(workers, "demonstrate_until_success", lambda *a: made.append(a[1]) or demonstrate(*a))
+    collect(ENV, "all", 6, 10, tmp_path / "data")
+    assert made == ["go_left"] * 2 + ["go_right"] * 2 + ["stay"] * 2 + made[:6] + made[:6]
+    assert fingerprints(tmp_path / "data") == fingerprints(reference)
+
+
 @pytest.mark.parametrize("commit_seconds", [0.0, 1000.0])
 def test_an_interrupted_collection_goes_on_to_the_same_bits(reference, tmp_path, monkeypatch, commit_seconds):
     monkeypatch.setattr(collecting, "COMMIT_SECONDS", commit_seconds)
@@ -111,6 +124,7 @@ def test_more_episodes_continue_a_finished_collection(reference, tmp_path):
 KILLED = """
 import sys
 from moe_robot.data import collect as collecting
+from moe_robot.data import workers
 collecting.COMMIT_SECONDS = 0.05
 show = lambda step: print(step.done, flush=True)
 options = {"slow": 0.002}

@@ -11,6 +11,8 @@ import gymnasium
 import mujoco
 import numpy as np
 
+from moe_envs import options as offered
+from moe_envs.options import RENDER_MODES, check_drawing, one_of
 from moe_envs.pitstop import control as controls
 from moe_envs.pitstop import dimensions as dim
 from moe_envs.pitstop import panda
@@ -19,7 +21,7 @@ from moe_envs.pitstop.expert import PitStopExpert
 from moe_envs.pitstop.language import INSTRUCTION_SETS, sentence
 from moe_envs.pitstop.layout import Layout, draw_layout
 from moe_envs.pitstop.scene import TIMESTEP, build_model
-from moe_envs.rendering import QUALITIES, CameraRenderer, has_display
+from moe_envs.rendering import CameraRenderer
 from moe_envs.window import Window
 from moe_robot.kinematics import yaw_rotation
 from moe_robot.registry import unknown
@@ -50,7 +52,7 @@ class PitStopEnv(gymnasium.Env):
     another object lifted, which ends the episode), ``named_success``. The reward is 1 on success, else 0.
     """
 
-    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 10}  # noqa: RUF012  (Gymnasium's own form)
+    metadata = {"render_modes": [*RENDER_MODES], "render_fps": 10}  # noqa: RUF012  (Gymnasium's own form)
     task_groups: Mapping[str, tuple[str, ...]] = rules.TASK_GROUPS
     instruction_sets: tuple[str, ...] = INSTRUCTION_SETS
     state_names: tuple[str, ...] = controls.STATE_NAMES
@@ -79,20 +81,16 @@ class PitStopEnv(gymnasium.Env):
         Raises:
             UserError: an option has a value that is not offered.
         """
-        _one_of("objects", objects, dim.SCENES)
-        _one_of("control", control, controls.CONTROLS)
-        _one_of("render", render, QUALITIES)
+        one_of("objects", objects, dim.SCENES)
+        one_of("control", control, controls.CONTROLS)
+        check_drawing(render, render_mode)
         if control_hz not in CONTROL_RATES:
             raise UserError(f"control_hz={control_hz!r} is not offered: choose from 10 or 20")
-        if render_mode is not None:
-            _one_of("render_mode", render_mode, tuple(self.metadata["render_modes"]))
-        if render_mode == "human" and not has_display():
-            raise UserError("render_mode='human' needs a display, and there is none: use render_mode='rgb_array'")
         for camera in cameras:
-            _one_of("camera", camera, CAMERAS)
+            one_of("camera", camera, CAMERAS)
         self.objects, self.control, self.control_hz = objects, control, int(control_hz)
         self.cameras, self.render_quality, self.render_mode = tuple(cameras), render, render_mode
-        self.image_size = _image_size(image_size)
+        self.image_size = offered.image_size(image_size)
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
         self.tasks: tuple[str, ...] = rules.SCENE_TASKS[objects]
         self.action_names = controls.CARTESIAN_NAMES if control == "cartesian" else controls.JOINT_NAMES
@@ -314,15 +312,3 @@ class PitStopEnv(gymnasium.Env):
             hidden = (panda.DETAIL_GROUP,) if self.render_quality == "full" else ()
             self._renderer = CameraRenderer(self.model, self.render_quality, size, hidden)
         return self._renderer
-
-
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise unknown(option, str(value), choices)
-
-
-def _image_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    if not (8 <= height <= 2048 and 8 <= width <= 2048):
-        raise UserError(f"image_size={size!r} is not offered: expected 8 to 2048 pixels, or (height, width)")
-    return height, width

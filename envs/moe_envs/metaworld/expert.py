@@ -1,0 +1,38 @@
+"""Meta-World's scripted experts behind the protocol of ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from moe_envs.metaworld.world import World, require
+
+
+class MetaWorldExpert:
+    """Meta-World's scripted policy of one task; it reads the privileged state of the environment it was made from.
+
+    Args:
+        task: Meta-World's name.
+        world: gives the world that is being played.
+    """
+
+    def __init__(self, task: str, world: Callable[[], World]) -> None:
+        self._policy = require().policies.ENV_POLICY_MAP[task]()
+        self._task, self._world = task, world
+
+    def act(self) -> np.ndarray:
+        """The clean action, float32 (4,), clipped to [-1, 1]: as it comes it is up to 25 times what has an effect."""
+        world = self._world()
+        if world.task != self._task:
+            raise ValueError(f"the expert of {self._task} was asked about {world.task}")
+        with warnings.catch_warnings(action="ignore"):  # that it will be clipped, which happens here
+            action = self._policy.get_action(world.seen)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def perturb(self, action: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
+        """``action`` with Gaussian noise of ``scale`` on the motion (1 is 1 cm a step); the gripper stays as it is."""
+        disturbed = action.copy()
+        disturbed[:3] += rng.normal(0.0, scale, 3).astype(np.float32) if scale else 0.0
+        return np.clip(disturbed, -1.0, 1.0)
