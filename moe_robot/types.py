@@ -425,8 +425,9 @@ class TaskEnvironment(Protocol):
 
     An environment without ``tasks`` is treated as one task named after its id. One that knows where its things are may
     have ``environment_names`` and ``environment_state()``, a float32 vector of as many numbers, recorded as a label.
-    One that takes long to go from task to task says so with ``scene_per_task = True``; collection then keeps to a task
-    for a while.
+    One whose tasks are published in tiers of difficulty tells them as ``task_tiers``, tier -> tasks, for the means of
+    the report. One that takes long to go from task to task says so with ``scene_per_task = True``; collection then
+    keeps to a task for a while.
     ``reset(seed=, options={"task": name, "instructions": set, "named_task": name})`` decides task, layout and
     sentence. ``named_task`` is for the shuffled test: the sentence names that task while ``task`` is judged;
     ``info["named_success"]`` then tells of the named one. ``info["task"]`` is the sentence.

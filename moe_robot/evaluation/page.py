@@ -22,6 +22,7 @@ from moe_robot.evaluation.page_elements import (
     share_cell,
     table,
 )
+from moe_robot.evaluation.table import tier_rows
 from moe_robot.evaluation.video import ROLES, role_color
 
 INSTRUCTIONS = {
@@ -43,6 +44,7 @@ def page(report: Mapping[str, Any]) -> str:
         for part in (
             _headline(report, title),
             _tasks(report),
+            _tiers(report),
             _routing(report),
             _knockouts(report),
             _sensors_off(report),
@@ -133,6 +135,19 @@ def _tasks(report: Mapping[str, Any]) -> str:
 {table("tasks", heads, rows)}
 <p class="note">The dark bar is the success rate, the line its 95 % interval (Wilson). <em>Wrong</em> ended by doing
 something else than asked.</p>
+</section>"""
+
+
+def _tiers(report: Mapping[str, Any]) -> str:
+    rows = [(name, rate_cells(mean["success_rate"], mean["ci95"])) for name, mean in tier_rows(report)]
+    if not rows:
+        return ""
+    return f"""<section>
+<h2>By tier of difficulty</h2>
+{table("tasks", ["", "", "success, 95 % interval"], rows)}
+<p class="note">A tier's rate is the mean of its tasks' rates. The mean of tasks weighs every task alike, the mean of
+tiers every tier. Intervals: bootstrap of the episodes within each task; a task that always or never succeeds adds no
+width.</p>
 </section>"""
 
 

@@ -16,8 +16,9 @@ from moe_robot.evaluation.journal import write_atomically
 from moe_robot.evaluation.page import page
 from moe_robot.evaluation.results import Results, versions
 from moe_robot.evaluation.statistics import Rate, paired_difference, quantiles
+from moe_robot.evaluation.tiers import tier_summary
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def write_report(results: Results) -> dict[str, Any]:
@@ -29,13 +30,14 @@ def write_report(results: Results) -> dict[str, Any]:
 
 
 def report_json(results: Results) -> dict[str, Any]:
-    """The report as a plain dict, schema 2. Every ``success_rate`` stands beside its Wilson ``ci95``.
+    """The report as a plain dict, schema 3. Every ``success_rate`` stands beside its Wilson ``ci95``.
 
     ``tasks[name]["outcomes"]`` is aligned with its ``seeds``, so that two reports on the same seeds can be compared
     pair by pair. ``latency_ms`` is of the calls in which the network ran; ``control_step_ms`` of whole control steps,
     policy and simulation. The ``difference`` of a row of ``knockouts`` (keys: roles and parts of the gate) or
     ``sensors_off`` is the whole policy's rate minus that without these. ``instruction`` is the one sentence of every
-    episode, or null where the environment chose. Schema 1 had no ``sensors_off``.
+    episode, or null where the environment chose. ``tiers``, ``task_mean`` and ``tier_mean`` are those of
+    :func:`.tiers.tier_summary`; ``overall`` weighs every episode alike. Schema 1 had no ``sensors_off``, 2 no tiers.
     """
     setup, episodes = results.setup, results.episodes
     routings = [episode.routing for episode in episodes if episode.routing is not None]
@@ -57,6 +59,10 @@ def report_json(results: Results) -> dict[str, Any]:
             task: _summary([episode for episode in episodes if episode.job.task == task]) for task in setup.tasks
         },
         "overall": _summary(episodes),
+        **tier_summary(
+            setup.tiers,
+            {task: [e.success for e in episodes if e.job.task == task] for task in setup.tasks},
+        ),
         "latency_ms": quantiles([ms for episode in episodes for ms in episode.latency_ms]),
         "control_step_ms": quantiles([ms for episode in episodes for ms in episode.step_ms]),
         "routing": reduce(add, routings).share() if routings else None,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ class Setup:
         preset: the policy's preset, as its config tells.
         environment_facts: what the made environment says of itself: objects, renderer, control rate.
         instruction: the one sentence that every episode got in place of the environment's; None for its own.
+        tiers: tier of difficulty -> its tasks, where the environment tells any.
     """
 
     checkpoint: Path
@@ -37,6 +38,7 @@ class Setup:
     workers: int
     training: Mapping[str, Any]
     instruction: str | None = None
+    tiers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

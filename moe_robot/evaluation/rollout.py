@@ -126,7 +126,9 @@ def evaluate(
     try:
         check_knockouts(knockouts, actor.policy, actor.roles)
         check_sensors(sensors_off, actor.policy)
-        setup = replace(setup, environment_facts=_facts(actor.env))
+        setup = replace(
+            setup, environment_facts=_facts(actor.env), tiers=getattr(actor.env.unwrapped, "task_tiers", {})
+        )
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(out, _identity(setup)))
             _remove_old_report(out)

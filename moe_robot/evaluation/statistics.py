@@ -136,6 +136,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def mean_of_tasks(
+    outcomes: Sequence[Sequence[bool]], weights: Sequence[float], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """The weighted mean of the tasks' success rates, and its 95 % percentile bootstrap interval.
+
+    Episodes are drawn anew within each task, as in :func:`paired_difference`. A task that always succeeded, or never,
+    draws the same again and adds no width: with few episodes of each task the interval is a narrow one.
+
+    Args:
+        outcomes: per task, of its episodes.
+        weights: one per task, which sum to 1.
+        resamples: how many.
+        seed: of the random draws.
+
+    Raises:
+        ValueError: a task without episodes, another number of weights than tasks, weights that do not sum to 1.
+    """
+    if not all(map(len, outcomes)) or len(outcomes) != len(weights) or not math.isclose(sum(weights), 1):
+        raise ValueError("expected episodes of every task, and one weight for each that sum to 1")
+    n_T, weight_T = np.array([len(task) for task in outcomes]), np.asarray(weights, dtype=float)
+    rate_T = np.array([sum(map(bool, task)) for task in outcomes]) / n_T
+    drawn_RT = np.random.default_rng(seed).binomial(n_T, rate_T, size=(resamples, len(n_T))) / n_T
+    low, high = np.percentile(drawn_RT @ weight_T, [2.5, 97.5])
+    return float(rate_T @ weight_T), (float(low), float(high))
+
+
 def hierarchical_interval(
     values: Sequence[Sequence[Sequence[int]]], *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:

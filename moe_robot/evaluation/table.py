@@ -38,6 +38,8 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
             str(row["timeouts"]),
             style="bold" if name == "overall" else None,
         )
+    for name, mean in tier_rows(data):
+        table.add_row(name, _rate(mean["success_rate"], mean["ci95"]))
     console.print(table)
     experts = {knocked_out(name): row for name, row in data["knockouts"].items()}
     sensors = {sensors_missing(names): row for names, row in data.get("sensors_off", {}).items()}  # schema 1 had none
@@ -51,6 +53,19 @@ def print_report(report: str | Mapping[str, Any], console: Console) -> None:
             f"longest {latency['max']:.1f} ms",
             highlight=False,
         )
+
+
+def tier_rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Name and rate with interval of each tier, of the mean of the tasks and of the mean of the tiers; or nothing."""
+    tiers = report.get("tiers")  # schema 2 had none
+    if not tiers:
+        return []
+    tasks, means = report["task_mean"], report["tier_mean"]
+    return [
+        *((f"tier {tier.replace('_', ' ')}, {row['tasks']} tasks", row) for tier, row in tiers.items()),
+        (f"mean of {tasks['tasks']} tasks", tasks),
+        (f"mean of {means['tiers']} tiers", means),
+    ]
 
 
 def _without(what: str, rows: Mapping[str, Any]) -> Table:

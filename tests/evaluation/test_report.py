@@ -35,7 +35,7 @@ def evaluated(tmp_path_factory, signpost):
 
 def test_the_report_has_the_promised_schema(evaluated):
     results, report, _ = evaluated
-    assert report["schema"] == 2
+    assert report["schema"] == 3
     assert report["checkpoint_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert report["preset"] == "signpost"
     assert report["env"] == "signpost/Signpost-v0"

@@ -11,6 +11,7 @@ from moe_robot.evaluation.statistics import (
     hierarchical_interval,
     holm,
     mcnemar,
+    mean_of_tasks,
     paired_difference,
     quantiles,
     wilson,
@@ -195,3 +196,24 @@ def test_the_interval_holds_the_true_rate_about_as_often_as_it_says():
 def test_outcomes_that_make_no_mean_are_refused(values):
     with pytest.raises(ValueError, match="expected"):
         hierarchical_interval(values)
+
+
+def test_the_mean_of_tasks_is_weighted_and_its_interval_that_of_resampling_within_tasks():
+    outcomes = [[True] * 6 + [False] * 4, [True] * 2 + [False] * 18]
+    mean, (low, high) = mean_of_tasks(outcomes, [0.75, 0.25])
+    assert mean == pytest.approx(0.75 * 0.6 + 0.25 * 0.1)
+    rng = np.random.default_rng(1)
+    again = [0.75 * rng.choice(outcomes[0], 10).mean() + 0.25 * rng.choice(outcomes[1], 20).mean() for _ in range(4000)]
+    assert (low, high) == pytest.approx(tuple(np.percentile(again, [2.5, 97.5])), abs=0.02)
+
+
+def test_tasks_that_never_vary_give_no_width():
+    assert mean_of_tasks([[True] * 5, [False] * 5], [0.5, 0.5]) == (0.5, (0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "weights"), [([[True], []], [0.5, 0.5]), ([[True]], [0.5, 0.5]), ([[True], [False]], [0.5, 0.6])]
+)
+def test_weights_that_make_no_mean_are_refused(outcomes, weights):
+    with pytest.raises(ValueError, match="sum to 1"):
+        mean_of_tasks(outcomes, weights)

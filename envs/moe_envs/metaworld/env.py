@@ -12,7 +12,7 @@ import numpy as np
 from moe_envs import options as offered
 from moe_envs.metaworld.drawing import CAMERAS, Drawing
 from moe_envs.metaworld.expert import MetaWorldExpert
-from moe_envs.metaworld.tasks import MT50, SENTENCES, TASK_GROUPS
+from moe_envs.metaworld.tasks import MT50, SENTENCES, TASK_GROUPS, TIERS
 from moe_envs.metaworld.world import GOAL, HAND, OBJECT, SECOND_OBJECT, STEP_SECONDS, World, require
 from moe_envs.options import RENDER_MODES, check_drawing, one_of
 from moe_envs.window import Window
@@ -50,6 +50,7 @@ class MetaWorldEnv(gymnasium.Env):
     metadata = {"render_modes": [*RENDER_MODES], "render_fps": 80}  # noqa: RUF012  (Gymnasium's own form)
     task_groups: Mapping[str, tuple[str, ...]] = TASK_GROUPS
     instruction_sets: tuple[str, ...] = ("seen",)
+    task_tiers: Mapping[str, tuple[str, ...]] = {tier: tuple(tasks) for tier, tasks in TIERS.items()}
     scene_per_task = True
     state_names: tuple[str, ...] = STATE_NAMES
     action_names: tuple[str, ...] = ACTION_NAMES
