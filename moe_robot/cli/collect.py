@@ -32,6 +32,8 @@ class Options:
     """Episode i of every task starts from seed + i. Collection owns the seeds below 10,000."""
     noise: float = 0.3
     """Mean disturbance of the executed action (the clean one is stored), in steps' travel; 0 for none."""
+    tail: int = 0
+    """Control steps that are recorded after success, so that the data shows what to do at the goal and beside it."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes that collect side by side. The data set does not depend on it."""
     env_options: tuple[str, ...] = ()
@@ -95,6 +97,7 @@ def _collect_with_bar(options: Options, console: Any) -> CollectReport:
             workers=options.workers,
             instructions=options.instructions,
             successes_only=not options.keep_failures,
+            tail=options.tail,
             progress=show,
         )
     finally:

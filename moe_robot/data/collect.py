@@ -92,6 +92,7 @@ def collect(
     workers: int = 1,
     instructions: str = "seen",
     successes_only: bool = True,
+    tail: int = 0,
     progress: Callable[[Progress], None] | None = None,
 ) -> CollectReport:
     """Collect ``episodes`` demonstrations of each task into the data set ``out``, or go on with one begun before.
@@ -107,14 +108,16 @@ def collect(
         workers: processes. With 1 everything runs in this process.
         instructions: instruction set of the sentences.
         successes_only: see :class:`Settings`.
+        tail: see :class:`Settings`.
         progress: called after each episode.
 
     Raises:
         UserError: bad settings, another data set in ``out``, a full disk, an expert that never succeeds.
         KeyboardInterrupt: after everything that was finished has been committed.
     """
-    if episodes < 1 or workers < 1 or noise < 0:
-        raise UserError(f"episodes {episodes}, workers {workers}, noise {noise}: expected at least 1, 1 and 0")
+    if episodes < 1 or workers < 1 or noise < 0 or tail < 0:
+        given = f"episodes {episodes}, workers {workers}, noise {noise}, tail {tail}"
+        raise UserError(f"{given}: expected at least 1, 1, 0 and 0")
     if seed < 0 or seed + episodes > SEED_LIMIT:
         raise UserError(
             f"seeds {seed} to {seed + episodes - 1} are not all for collection (0 to {SEED_LIMIT - 1}): the others"
@@ -123,7 +126,7 @@ def collect(
     started, directory, tally = time.monotonic(), Path(out), _Tally()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # the software renderer is fastest here without threads of its own
     settings, features, provenance = _settle(
-        environment, tasks, seed, options or {}, noise, instructions, successes_only
+        environment, tasks, seed, options or {}, noise, instructions, successes_only, tail
     )
     with disk_errors(directory), only_writer(directory), ExitStack() as stack:
         writer = DatasetWriter(directory, features, provenance)
@@ -166,6 +169,7 @@ def _settle(
     noise: float,
     instructions: str,
     successes_only: bool,
+    tail: int,
 ) -> tuple[Settings, Features, dict[str, Any]]:
     """Look at the environment once: complete the settings, read its features, note where the data comes from."""
     name, options = environment_id(environment), dict(options)
@@ -183,7 +187,7 @@ def _settle(
             raise unknown("instruction set", instructions, sets)
         in_a_row = IN_A_ROW if getattr(env.unwrapped, "scene_per_task", False) else 1
         instructed = instructions if sets else None
-        settings = Settings(name, options, chosen, seed, noise, instructed, successes_only, in_a_row)
+        settings = Settings(name, options, chosen, seed, noise, instructed, successes_only, tail, in_a_row)
         renderer = getattr(env.unwrapped, "renderer", None)
         provenance = {
             "environment": name,
@@ -194,6 +198,7 @@ def _settle(
             "kicks": {"rate": KICK_RATE, "steps": KICK_STEPS, "factor": KICK_FACTOR},
             "instructions": settings.instructions,
             "successes_only": successes_only,
+            **({"tail": tail} if tail else {}),  # data sets from before there were tails go on
             "renderer": renderer if isinstance(renderer, str) else None,
             "versions": {package: _version(package) for package in ("moe-robot", "mujoco", "gymnasium", "numpy")},
         }

@@ -49,7 +49,9 @@ def layout_seed(seed: int, attempt: int) -> int:
     return seed if retry == 0 else (seed + 5_003 + 997 * (retry - 1)) % SEED_LIMIT
 
 
-def demonstrate(env: Any, task: str, seed: int, attempt: int, noise: float, instructions: str | None) -> Rollout:
+def demonstrate(
+    env: Any, task: str, seed: int, attempt: int, noise: float, instructions: str | None, tail: int = 0
+) -> Rollout:
     """Roll the expert of ``task`` out until success, failure or time-out. A pure function of its arguments.
 
     Args:
@@ -60,6 +62,7 @@ def demonstrate(env: Any, task: str, seed: int, attempt: int, noise: float, inst
         noise: mean scale of the disturbance, in the environment's unit of one step's travel. Each rollout draws its own
             scale uniformly from [0, 2 * noise]; kicks of ``KICK_FACTOR * noise`` come on top.
         instructions: the instruction set that sentences are drawn from, or None for the environment's only one.
+        tail: steps that go on after success, so that the data shows what to do at the goal and beside it.
     """
     inner = env.unwrapped
     make_expert = getattr(inner, "make_expert", None)
@@ -76,7 +79,7 @@ def demonstrate(env: Any, task: str, seed: int, attempt: int, noise: float, inst
     scale = float(rng.uniform(0.0, 2.0 * noise))
     features = environment_features(env)
     builder = EpisodeBuilder(features)
-    kick, over, success = 0, False, False
+    kick, over, success, left = 0, False, False, tail
     while not over:
         seen = Observation.from_gymnasium(observation, sentence)
         clean = np.asarray(expert.act(), dtype=np.float32)
@@ -88,8 +91,9 @@ def demonstrate(env: Any, task: str, seed: int, attempt: int, noise: float, inst
         strength = max(scale, KICK_FACTOR * noise) if kick else scale
         kick = max(0, kick - 1)
         observation, _, terminated, truncated, info = env.step(expert.perturb(clean, strength, rng))
-        success = _succeeded(info)
-        over = terminated or truncated or success
+        success = success or _succeeded(info)
+        over = truncated or (left == 0 if success else terminated)
+        left -= success
     extras = {"env_task": task, "seed": where, "success": success, "attempts": attempt + 1, "noise": scale}
     return Rollout(success, builder.finish(sentence, extras))
 
@@ -102,14 +106,16 @@ def _succeeded(info: Mapping[str, Any]) -> bool:
     return bool(info.get("success", info.get("is_success")))
 
 
-def demonstrate_until_success(env: Any, task: str, seed: int, noise: float, instructions: str | None) -> EpisodeRecord:
+def demonstrate_until_success(
+    env: Any, task: str, seed: int, noise: float, instructions: str | None, tail: int = 0
+) -> EpisodeRecord:
     """The first successful rollout for ``seed``: new noise first, then other layouts (see :func:`layout_seed`).
 
     Raises:
         UserError: none of ``LAYOUTS * TRIES_PER_LAYOUT`` rollouts succeeded.
     """
     for attempt in range(LAYOUTS * TRIES_PER_LAYOUT):
-        rollout = demonstrate(env, task, seed, attempt, noise, instructions)
+        rollout = demonstrate(env, task, seed, attempt, noise, instructions, tail)
         if rollout.success:
             return rollout.episode
     raise UserError(

@@ -32,6 +32,7 @@ class Settings:
         noise: mean disturbance of the executed action, in the environment's unit of one step's travel.
         instructions: instruction set of the sentences, None when the environment has no sets.
         successes_only: try again until the expert succeeds; False keeps the first rollout as it is.
+        tail: steps that are recorded after success.
         in_a_row: episodes of one task that are made one after another; the order of work alone, not of the data set.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     noise: float
     instructions: str | None
     successes_only: bool = True
+    tail: int = 0
     in_a_row: int = 1
 
     def slot(self, number: int) -> tuple[str, int]:
@@ -117,9 +119,9 @@ class _Worker:
             self.env = make_environment(s.environment, **s.options)
         task, seed = s.slot(slot)
         if s.successes_only:
-            episode = demonstrate_until_success(self.env, task, seed, s.noise, s.instructions)
+            episode = demonstrate_until_success(self.env, task, seed, s.noise, s.instructions, s.tail)
         else:
-            episode = demonstrate(self.env, task, seed, 0, s.noise, s.instructions).episode
+            episode = demonstrate(self.env, task, seed, 0, s.noise, s.instructions, s.tail).episode
         with disk_errors(self.pending.parent):
             episode.save(pending_path(self.pending, slot))
         return int(episode.extras["attempts"])

@@ -64,6 +64,22 @@ def test_without_noise_the_clean_action_is_executed(tmp_path):
     np.testing.assert_allclose(np.diff(batch["observation.state"][:, 0]), batch["action"][:-1, 0, 0], atol=1e-6)
 
 
+def test_a_tail_goes_on_after_success_with_labels_and_changes_nothing_before(reference, tmp_path):
+    collect(ENV, "go_left", 3, 10, tmp_path, tail=4)
+    short, long = (open_dataset(each, 1, split="all") for each in (reference, tmp_path))
+    mine = [i for i, task in enumerate(short.episodes.task) if task == "go_left"][:3]
+    for i, j in enumerate(mine):
+        before = short.batch(np.arange(short.episodes.start[j], short.episodes.stop[j]))
+        after = long.batch(np.arange(long.episodes.start[i], long.episodes.stop[i]))
+        n = len(before["action"])
+        assert len(after["action"]) == n + 4
+        np.testing.assert_array_equal(after["action"][:n, 0], before["action"][:, 0])
+        position = after["observation.state"][n:, 0]
+        assert np.all(np.abs(position - GOALS["go_left"]) < 0.4), "the expert stays about the goal"
+    assert read_info(tmp_path).provenance["tail"] == 4
+    assert "tail" not in read_info(reference).provenance
+
+
 def test_the_sentence_is_the_instruction_of_the_episode(reference):
     episodes = open_dataset(reference, 1, split="all").episodes
     assert all(s.split()[1] == t.removeprefix("go_") for t, s in zip(episodes.task, episodes.sentence, strict=True))
