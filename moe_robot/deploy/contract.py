@@ -40,6 +40,7 @@ class Contract:
             delay cannot be seen, and age counts from receipt.
         control_hz: control steps per second, the rate the policy was trained at.
         heartbeat_s: the operator's heartbeat may be this old while the robot is enabled.
+        max_command_age_s: a command may answer an observation this old; with action chunks, how long one may be played.
         max_skew_s: the stamps of the images and of the joint state in one observation may lie this far apart.
         cameras: camera name of the policy -> where its pictures come from.
         joint_states: where joint states come from.
@@ -59,6 +60,7 @@ class Contract:
     clock: Literal["shared", "robot"]
     control_hz: int
     heartbeat_s: float
+    max_command_age_s: float
     max_skew_s: float
     cameras: Mapping[str, Camera]
     joint_states: JointStates
@@ -71,11 +73,12 @@ class Contract:
     insecure_hosts: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        for key in ("control_hz", "heartbeat_s", "max_skew_s"):
+        for key in ("control_hz", "max_skew_s"):
             if not getattr(self, key) > 0:
                 raise Inconsistent(key, f"{getattr(self, key)} is not above 0")
-        if self.heartbeat_s < self.period_s:
-            raise Inconsistent("heartbeat_s", f"is shorter than a control step of {self.period_s:g} s: raise it")
+        for key in ("heartbeat_s", "max_command_age_s"):
+            if getattr(self, key) < self.period_s:
+                raise Inconsistent(key, f"is shorter than a control step of {self.period_s:g} s: raise it")
         if reason := refusal(self.address, self.insecure_hosts):
             raise Inconsistent("address", reason)
         self._check_joints()

@@ -86,7 +86,7 @@ def test_the_shipped_limits_leave_room_for_every_motion_that_the_simulated_arm_m
         ("    rate_hz: 10\n", "    rate: 10\n", "rate_hz: 10", "cameras.front: unknown key 'rate': did you mean"),
         ("clock: shared", "clock: shred", "clock:", "clock: unknown value 'shred': did you mean shared"),
         ("control_hz: 10 ", "control_hz: ten ", "control_hz", "control_hz: expected a whole number, got 'ten'"),
-        ("velocity: 2.6", "velocity: .inf", "velocity: 2.6", "joints[0].velocity: expected a finite number"),
+        ("velocity: 2.6", "velocity: inf", "velocity: 2.6", "joints[0].velocity: expected a finite number"),
         ("velocity: 2.6", "velocity: '2.6'", "velocity: 2.6", "joints[0].velocity: expected a finite number"),
         ("size: [96, 96]", "size: [96]", "size:", "cameras.front.size: expected 2 entries, got 1"),
         ("size: [96, 96]", "size: 96", "size:", "cameras.front.size: expected a list, got '96'"),

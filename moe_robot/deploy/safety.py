@@ -1,0 +1,220 @@
+"""The safety gate: the one way from a policy to a robot. A pure state machine; the time is passed in.
+
+It starts disabled. Whatever breaks a rule, it holds the robot, remembers why, and lets nothing through until somebody
+enables it again. It is no emergency stop: that must be a button that cuts the power.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from moe_robot.deploy import freshness
+from moe_robot.deploy.contract import Contract
+from moe_robot.deploy.robot_io import Command, GatedCommand, JointCommand, TwistCommand
+from moe_robot.deploy.safety_rules import Broken, JointRules, TwistRules
+from moe_robot.deploy.sync import Sensed
+
+REMEDIES = {
+    "finite": "check the policy, its normalisation and the robot's joint states",
+    "shape": "check the policy's actions and the contract's joints",
+    "joint limits": "check the policy's actions and the joints in the contract",
+    "velocity": "check what an action of 1 means in the contract, and that the robot follows",
+    "step": "check the policy's actions, and whether its chunks join",
+    "workspace": "check the policy's actions and the tool in the contract",
+    "freshness": "check that the robot publishes, the network and the clocks",
+    "skew": "check the publishers' stamps and rates",
+    "epoch": "see that the robot is as you expect",
+    "enabled": "enable it when the robot may move",
+    "heartbeat": "see to the operator's program",
+    "watchdog": "find out what the control loop waited for",
+    "operator": "see that the robot may move",
+}
+"""Every rule, and what to do when it was broken."""
+
+
+class State(Enum):
+    """Whether commands may pass."""
+
+    DISABLED = "disabled"
+    ENABLED = "enabled"
+    HELD = "held"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A rule that was broken.
+
+    Attributes:
+        rule: one of :data:`REMEDIES`.
+        message: one line: the rule, the numbers, what to do.
+        at: when.
+    """
+
+    rule: str
+    message: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate makes of a command.
+
+    Attributes:
+        send: to the robot, now; None for nothing. A hold is sent once.
+        passed: the command when it may pass; in a dry run it is shown and not sent.
+        failure: why it may not; when held, what the robot was held for.
+        state: of the gate afterwards.
+    """
+
+    send: GatedCommand | None
+    passed: GatedCommand | None
+    failure: Failure | None
+    state: State
+
+
+class SafetyGate:
+    """Judges every command on its way to a robot. For one thread; :mod:`moe_robot.deploy.guard` is for several."""
+
+    def __init__(self, contract: Contract) -> None:
+        self._contract = contract
+        self._rules = TwistRules(contract) if contract.command.sink == "twist" else JointRules(contract)
+        self._state, self._live, self._failure = State.DISABLED, False, None
+        self._epoch, self._beat = 0, 0.0
+        self._last: GatedCommand | None = None
+
+    @property
+    def state(self) -> State:
+        """Whether commands may pass."""
+        return self._state
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether commands are judged and not sent: so until it is enabled live."""
+        return not self._live
+
+    def enable(self, sensed: Sensed, now: float, live: bool = False) -> Failure | None:
+        """Let commands pass from now on; only when ``live`` do they reach the robot. The one way out of a hold.
+
+        Returns:
+            What is wrong with the sensors, in which case nothing changes; else None.
+        """
+        broken = self._sensors(sensed, now)
+        if broken:
+            return _failure(broken, now)
+        self._state, self._live, self._failure, self._last = State.ENABLED, live, None, None
+        self._epoch, self._beat = sensed.epoch, now
+        return None
+
+    def beat(self, now: float) -> None:
+        """The operator says that all is well."""
+        self._beat = now
+
+    def check(self, command: Command | None, sensed: Sensed, now: float) -> Decision:
+        """Judge one command. Call it in every control step, with None when there is none, and send ``send`` at once."""
+        broken = None
+        if command is not None:
+            command, broken = _numbers(command)
+            broken = broken or self._rules.broken(command, self._due(now), sensed.newest)
+        broken = broken or self._times(command, sensed, now) or self._permission(sensed, now)
+        if broken:
+            return self._stop(broken, sensed, now)
+        if command is None:
+            return Decision(None, None, None, self._state)
+        self._last = GatedCommand(command, now, sensed.epoch)
+        return Decision(self._last if self._live else None, self._last, None, self._state)
+
+    def trip(self, rule: str, wrong: str, sensed: Sensed | None, now: float) -> Decision:
+        """Hold for a reason from outside: the watchdog or the operator. Nothing happens when it is not enabled."""
+        return self._stop((rule, wrong), sensed, now)
+
+    def _sensors(self, sensed: Sensed, now: float) -> Broken | None:
+        if wrong := freshness.stale(self._contract, sensed, now):
+            return "freshness", wrong
+        if wrong := freshness.skewed(self._contract, sensed):
+            return "skew", wrong
+        return None
+
+    def _times(self, command: Command | None, sensed: Sensed, now: float) -> Broken | None:
+        if broken := self._sensors(sensed, now):
+            return broken
+        if command is not None:
+            wrong = freshness.outdated(self._contract, command, now)
+            return ("freshness", wrong) if wrong else None
+        if self._last is not None and isinstance(self._last.command, TwistCommand):
+            return "freshness", "the policy gave no command, and the tool would move on at the last one's speed"
+        return None
+
+    def _permission(self, sensed: Sensed, now: float) -> Broken | None:
+        if self._state is not State.ENABLED:
+            return "enabled", "the robot is not enabled"
+        if sensed.epoch != self._epoch:
+            return "epoch", "the connection or the robot's clock began anew"
+        ago, allowed = now - self._beat, self._contract.heartbeat_s
+        if not 0 <= ago <= allowed:
+            return (
+                "heartbeat",
+                f"the last was {now - self._beat:.3f} s ago, allowed are {self._contract.heartbeat_s:g} s",
+            )
+        return None
+
+    def _stop(self, broken: Broken, sensed: Sensed | None, now: float) -> Decision:
+        failure = _failure(broken, now)
+        if self._state is not State.ENABLED:
+            return Decision(None, None, self._failure or failure, self._state)
+        hold = self._hold(sensed, now)
+        self._state, self._failure = State.HELD, failure
+        return Decision(hold if self._live else None, None, failure, self._state)
+
+    def _hold(self, sensed: Sensed | None, now: float) -> GatedCommand | None:
+        """What stops the robot: zero speed, or the place where it is. The gripper stays as it is.
+
+        Where that is not known, or is outside the limits, the place where the last command wanted it to be by now.
+        """
+        if isinstance(self._rules, TwistRules):
+            return GatedCommand(TwistCommand(_frozen(np.zeros(6)), None, now), now, self._epoch, hold=True)
+        limit = self._contract.joint_states.max_age_s
+        measured = sensed.newest if sensed and sensed.epoch == self._epoch else None
+        if measured is not None and not freshness.wrong_age(measured.sensed, measured.received, limit, now):
+            command = JointCommand(_frozen(np.array([measured.positions], dtype=float)), None, now)
+            if command.positions.shape == (1, len(self._contract.joints)) and self._rules.keeps_inside(command):
+                return GatedCommand(command, now, self._epoch, hold=True)
+        due = self._due(now)
+        if due is None:
+            return None  # nothing was sent since it was enabled, so there is nothing to take back
+        return GatedCommand(JointCommand(_frozen(due[None].copy()), None, now), now, self._epoch, hold=True)
+
+    def _due(self, now: float) -> np.ndarray | None:
+        """What the last command asks for by now: joint positions (N,) or a twist (6,)."""
+        if self._last is None:
+            return None
+        command = self._last.command
+        if isinstance(command, TwistCommand):
+            return command.twist
+        steps = round((now - self._last.at) / self._contract.period_s)
+        return command.positions[min(max(steps - 1, 0), len(command.positions) - 1)]
+
+
+def _failure(broken: Broken, now: float) -> Failure:
+    rule, wrong = broken
+    return Failure(rule, f"{rule}: {wrong}; {REMEDIES[rule]}, then enable again", now)
+
+
+def _numbers(command: Command) -> tuple[Command, Broken | None]:
+    """The command with its own copy of its arrays, as float64 that nobody can write to."""
+    key = "twist" if isinstance(command, TwistCommand) else "positions"
+    changes: dict[str, Any] = {key: getattr(command, key), "opening": command.opening}
+    try:
+        changes[key] = _frozen(np.array(changes[key], dtype=float))
+        changes["opening"] = None if command.opening is None else float(command.opening)
+    except (TypeError, ValueError):
+        return command, ("shape", "the command is not made of numbers")
+    return replace(command, **changes), None
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array

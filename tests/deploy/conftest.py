@@ -1,0 +1,27 @@
+"""Contracts of three small robots, as the safety tests need them."""
+
+from dataclasses import replace
+
+import pytest
+
+from moe_robot.deploy.contract import load_contract
+from moe_robot.deploy.contract_topics import CommandSink
+
+
+@pytest.fixture(scope="session")
+def pitstop():
+    """The shipped contract: seven joints with a chain, two cameras, a gripper, one position at a time."""
+    return load_contract("pitstop")
+
+
+@pytest.fixture(scope="session")
+def chunks(pitstop):
+    """The same arm behind a controller that takes whole trajectories."""
+    return replace(pitstop, command=CommandSink("/arm/joint_trajectory", "trajectory_msgs/msg/JointTrajectory"))
+
+
+@pytest.fixture(scope="session")
+def twists(pitstop):
+    """The same arm behind MoveIt Servo."""
+    sink = CommandSink("/servo/twist", "geometry_msgs/msg/TwistStamped", robot_timeout_s=0.2, frame="panda_link0")
+    return replace(pitstop, command=sink, tool=replace(pitstop.tool, speed_step=0.2, turn_step=1.0))
