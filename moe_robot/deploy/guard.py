@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 
 from moe_robot.deploy.contract import Contract
+from moe_robot.deploy.decision import Decision, Failure, State
 from moe_robot.deploy.robot_io import Command, RobotIO
-from moe_robot.deploy.safety import Decision, Failure, SafetyGate, State
+from moe_robot.deploy.safety import SafetyGate
 from moe_robot.deploy.sync import Sensed, match
 
 PATIENCE = 1.5

@@ -6,74 +6,17 @@ enables it again. It is no emergency stop: that must be a button that cuts the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from moe_robot.deploy import freshness
 from moe_robot.deploy.contract import Contract
+from moe_robot.deploy.decision import Broken, Decision, Failure, State, failure
 from moe_robot.deploy.robot_io import Command, GatedCommand, JointCommand, TwistCommand
-from moe_robot.deploy.safety_rules import Broken, JointRules, TwistRules
+from moe_robot.deploy.safety_rules import JointRules, TwistRules
 from moe_robot.deploy.sync import Sensed
-
-REMEDIES = {
-    "finite": "check the policy, its normalisation and the robot's joint states",
-    "shape": "check the policy's actions and the contract's joints",
-    "joint limits": "check the policy's actions and the joints in the contract",
-    "velocity": "check what an action of 1 means in the contract, and that the robot follows",
-    "step": "check the policy's actions, and whether its chunks join",
-    "workspace": "check the policy's actions and the tool in the contract",
-    "freshness": "check that the robot publishes, the network and the clocks",
-    "skew": "check the publishers' stamps and rates",
-    "epoch": "see that the robot is as you expect",
-    "enabled": "enable it when the robot may move",
-    "heartbeat": "see to the operator's program",
-    "watchdog": "find out what the control loop waited for",
-    "operator": "see that the robot may move",
-}
-"""Every rule, and what to do when it was broken."""
-
-
-class State(Enum):
-    """Whether commands may pass."""
-
-    DISABLED = "disabled"
-    ENABLED = "enabled"
-    HELD = "held"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A rule that was broken.
-
-    Attributes:
-        rule: one of :data:`REMEDIES`.
-        message: one line: the rule, the numbers, what to do.
-        at: when.
-    """
-
-    rule: str
-    message: str
-    at: float
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the gate makes of a command.
-
-    Attributes:
-        send: to the robot, now; None for nothing. A hold is sent once.
-        passed: the command when it may pass; in a dry run it is shown and not sent.
-        failure: why it may not; when held, what the robot was held for.
-        state: of the gate afterwards.
-    """
-
-    send: GatedCommand | None
-    passed: GatedCommand | None
-    failure: Failure | None
-    state: State
 
 
 class SafetyGate:
@@ -104,7 +47,7 @@ class SafetyGate:
         """
         broken = self._sensors(sensed, now)
         if broken:
-            return _failure(broken, now)
+            return failure(broken, now)
         self._state, self._live, self._failure, self._last = State.ENABLED, live, None, None
         self._epoch, self._beat = sensed.epoch, now
         return None
@@ -155,19 +98,16 @@ class SafetyGate:
             return "epoch", "the connection or the robot's clock began anew"
         ago, allowed = now - self._beat, self._contract.heartbeat_s
         if not 0 <= ago <= allowed:
-            return (
-                "heartbeat",
-                f"the last was {now - self._beat:.3f} s ago, allowed are {self._contract.heartbeat_s:g} s",
-            )
+            return "heartbeat", f"the last was {ago:.3f} s ago, allowed are {allowed:g} s"
         return None
 
     def _stop(self, broken: Broken, sensed: Sensed | None, now: float) -> Decision:
-        failure = _failure(broken, now)
+        reason = failure(broken, now)
         if self._state is not State.ENABLED:
-            return Decision(None, None, self._failure or failure, self._state)
+            return Decision(None, None, self._failure or reason, self._state)
         hold = self._hold(sensed, now)
-        self._state, self._failure = State.HELD, failure
-        return Decision(hold if self._live else None, None, failure, self._state)
+        self._state, self._failure = State.HELD, reason
+        return Decision(hold if self._live else None, None, reason, self._state)
 
     def _hold(self, sensed: Sensed | None, now: float) -> GatedCommand | None:
         """What stops the robot: zero speed, or the place where it is. The gripper stays as it is.
@@ -196,11 +136,6 @@ class SafetyGate:
             return command.twist
         steps = round((now - self._last.at) / self._contract.period_s)
         return command.positions[min(max(steps - 1, 0), len(command.positions) - 1)]
-
-
-def _failure(broken: Broken, now: float) -> Failure:
-    rule, wrong = broken
-    return Failure(rule, f"{rule}: {wrong}; {REMEDIES[rule]}, then enable again", now)
 
 
 def _numbers(command: Command) -> tuple[Command, Broken | None]:

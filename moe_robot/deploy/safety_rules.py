@@ -9,13 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from moe_robot.deploy.contract import Contract
+from moe_robot.deploy.decision import Broken
 from moe_robot.deploy.robot_io import Command, JointCommand, JointState, TwistCommand
 
 SLACK = 1e-9
 """Of every limit, in its unit: a command that was clipped to a limit is not beyond it by rounding."""
-
-Broken = tuple[str, str]
-"""The name of a rule, and what is wrong with the numbers."""
 
 
 class JointRules:
@@ -148,9 +146,12 @@ class _Workspace:
 def _not_finite(values: np.ndarray, opening: float | None, measured: JointState | None) -> str | None:
     if not np.isfinite(values).all() or (opening is not None and not np.isfinite(opening)):
         return "the command holds NaN or infinity"
-    if measured is not None and not np.isfinite(measured.positions).all():
-        return "the measured joint positions hold NaN or infinity"
-    return None
+    if measured is None:
+        return None
+    speeds, at = measured.velocities, measured.opening
+    if not np.isfinite(measured.positions).all() or (speeds is not None and not np.isfinite(speeds).all()):
+        return "the measured joint positions or velocities hold NaN or infinity"
+    return "the measured opening of the gripper is NaN or infinity" if at is not None and not np.isfinite(at) else None
 
 
 def _measured_misshapen(measured: JointState | None, n: int) -> str | None:

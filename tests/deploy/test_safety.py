@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_robot.deploy.decision import REMEDIES, State
 from moe_robot.deploy.robot_io import Image, JointCommand, JointState, TwistCommand
-from moe_robot.deploy.safety import REMEDIES, SafetyGate, State
+from moe_robot.deploy.safety import SafetyGate
 from moe_robot.deploy.sync import Sensed
 
 Q = np.array([0.0, 0.15, 0.0, -2.2, 0.0, 2.35, 0.785])  # in the middle of the workspace
@@ -66,7 +67,7 @@ def bent(i, value):
     [
         ("finite", "the command holds NaN or infinity", move(np.nan), {}),
         ("finite", "the command holds NaN or infinity", move(opening=np.inf), {}),
-        ("finite", "measured joint positions hold NaN", move(), {"q": bent(2, np.nan)}),
+        ("finite", "measured joint positions or velocities hold NaN", move(), {"q": bent(2, np.nan)}),
         ("shape", "shape (1, 6), expected (K, 7)", JointCommand(np.zeros((1, 6)), None, NOW), {}),
         ("shape", "shape (7,), expected (K, 7)", JointCommand(np.zeros(7), None, NOW), {}),
         ("shape", "the chunk has 2 points", JointCommand(np.array([Q, Q]), None, NOW), {}),
