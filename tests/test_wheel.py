@@ -79,7 +79,13 @@ def _run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([python, "-I", "-c", code], cwd=python.parent, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", ["types", "registry", "kinematics", "deploy", "deploy.contract", "cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "types", "registry", "kinematics", "cli", "deploy", "deploy.contract", "deploy.safety", "deploy.guard",
+        "deploy.backends.rosbridge", "deploy.backends.fake",
+    ],
+)  # fmt: skip
 def test_a_robot_computer_without_torch_can_import(robot_computer, module):
     done = _run(
         robot_computer, f"import moe_robot.{module} as m, sys; assert 'torch' not in sys.modules; print(m.__file__)"

@@ -89,6 +89,11 @@ class Inbox:
             with self._lock:
                 return Snapshot(dict(self._images), self._history.recent(), self._epoch)
 
+    def stamp(self, now: float, wall: float) -> float:
+        """The stamp, on the robot's clock, of something sent now."""
+        with self._lock:
+            return self._clock.stamp(now, wall)
+
     def count(self, what: str, trouble: str | None = None) -> None:
         """Count something that happened to the connection; ``trouble`` is one line when it went wrong."""
         with self._lock:

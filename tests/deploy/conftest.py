@@ -1,11 +1,16 @@
-"""Contracts of three small robots, as the safety tests need them."""
+"""Contracts of three robots, and the rosbridge server of the tests where Python finds it."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from moe_robot.deploy.contract import load_contract
 from moe_robot.deploy.contract_topics import CommandSink
+
+SUPPORT = Path(__file__).parent / "support"
+sys.path.insert(0, str(SUPPORT))  # at import: test modules import from it
 
 
 @pytest.fixture(scope="session")

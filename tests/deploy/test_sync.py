@@ -28,12 +28,14 @@ def test_whatever_the_order_of_arrival_the_history_is_in_order_and_holds_the_new
     assert kept == sorted(set(times))[-KEPT:]
 
 
-def test_a_joint_state_that_comes_twice_is_taken_once():
+def test_a_joint_state_that_comes_twice_or_far_too_late_is_not_taken():
     history = JointHistory()
     assert history.add(state(1.0))
     assert not history.add(state(1.0))
     assert history.add(state(0.5))
     assert [joint.sensed for joint in history.recent()] == [0.5, 1.0]
+    assert all(history.add(state(2.0 + i)) for i in range(KEPT))
+    assert not history.add(state(1.5))
 
 
 @given(st.lists(TIMES, min_size=1, max_size=40, unique=True), st.lists(TIMES, min_size=1, max_size=3))
