@@ -7,7 +7,7 @@ module is one to copy from, with a comment on every key. Positions are in metres
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -70,7 +70,7 @@ class Contract:
     command: CommandSink
     tool: Tool | None = None
     gripper: Gripper | None = None
-    insecure_hosts: tuple[str, ...] = field(default=())
+    insecure_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("control_hz", "max_skew_s"):
@@ -126,12 +126,17 @@ class Contract:
             raise Inconsistent("action", f"{n} joint actions for {len(self.joints)} joints: name one per joint")
 
     def _check_command(self) -> None:
-        if self.command.sink != "twist":
-            return
-        if self.action.meaning != "cartesian_delta" or self.tool is None:
-            raise Inconsistent("command", f"a twist cannot carry {self.action.meaning}: expected cartesian_delta")
-        if self.tool.speed_step is None or self.tool.turn_step is None:
-            raise Inconsistent("tool", "a twist sink needs the largest change per step: add speed_step and turn_step")
+        tool = self.tool if self.action.meaning == "cartesian_delta" else None
+        if self.command.sink == "twist":
+            if tool is None:
+                raise Inconsistent("command", f"a twist cannot carry {self.action.meaning}: expected cartesian_delta")
+            if tool.speed_step is None or tool.turn_step is None:
+                raise Inconsistent("tool", "a twist sink needs the largest change per step: add speed_step, turn_step")
+        elif tool is not None:
+            if len(tool.posture or ()) != len(self.joints):
+                raise Inconsistent("tool", f"a Cartesian policy needs a posture of {len(self.joints)} joint positions")
+            if len(self.action.units) == 4 and tool.attitude is None:
+                raise Inconsistent("tool", "actions with a yaw alone need the attitude that the tool keeps: add it")
 
     @property
     def period_s(self) -> float:

@@ -14,6 +14,7 @@ from moe_robot.kinematics import SerialChain
 
 Range = tuple[float, float]
 Vector = tuple[float, float, float]
+Box = tuple[Range, Range, Range]
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,38 @@ class Tool:
     Attributes:
         name: in the policy's state names, for example ``hand``.
         xyz, rpy: its frame in that of the last joint, m and rad.
-        workspace: lower and upper x, y and z of the tool in the base frame, m.
-        speed: largest speed, m/s.
-        turn: largest rate of turning, rad/s.
+        workspace: lower and upper x, y and z of the tool in the base frame, m; beyond it the safety gate stops it.
+        speed: largest speed of a Cartesian action or a twist, m/s.
+        turn: largest rate of turning of these, rad/s.
+        goals: Cartesian actions are clipped to this box within the workspace; None for the workspace itself.
+        yaw: they are clipped to this yaw, rad; None for any.
+        attitude: roll, pitch and yaw that the tool keeps at yaw 0, rad; what actions with a yaw alone need.
+        posture: (N,) joint positions that the arm drifts to as far as the tool's pose leaves it free, rad; what a
+            Cartesian policy with a joint sink needs.
         speed_step, turn_step: largest change of these between two twists in a row; only a twist sink needs them.
     """
 
     name: str
     xyz: Vector
     rpy: Vector
-    workspace: tuple[Range, Range, Range]
+    workspace: Box
     speed: float
     turn: float
     speed_step: float | None = None
     turn_step: float | None = None
+    goals: Box | None = None
+    yaw: Range | None = None
+    attitude: Vector | None = None
+    posture: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for side in self.workspace:
-            check_range("workspace", side)
+        for key, box in (("workspace", self.workspace), ("goals", self.goals or self.workspace)):
+            for side, limit in zip(box, self.workspace, strict=True):
+                check_range(key, side)
+                if side[0] < limit[0] or side[1] > limit[1]:
+                    raise Inconsistent(key, f"{list(side)} is beyond the workspace {list(limit)}")
+        if self.yaw is not None:
+            check_range("yaw", self.yaw)
         for key in ("speed", "turn", "speed_step", "turn_step"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise Inconsistent(key, f"{getattr(self, key):g} is not above 0")

@@ -86,8 +86,8 @@ def test_the_shipped_limits_leave_room_for_every_motion_that_the_simulated_arm_m
         ("    rate_hz: 10\n", "    rate: 10\n", "rate_hz: 10", "cameras.front: unknown key 'rate': did you mean"),
         ("clock: shared", "clock: shred", "clock:", "clock: unknown value 'shred': did you mean shared"),
         ("control_hz: 10 ", "control_hz: ten ", "control_hz", "control_hz: expected a whole number, got 'ten'"),
-        ("velocity: 2.6", "velocity: inf", "velocity: 2.6", "joints[0].velocity: expected a finite number"),
-        ("velocity: 2.6", "velocity: '2.6'", "velocity: 2.6", "joints[0].velocity: expected a finite number"),
+        ("velocity: 2.5", "velocity: inf", "velocity: 2.5", "joints[0].velocity: expected a finite number"),
+        ("velocity: 2.5", "velocity: '2.5'", "velocity: 2.5", "joints[0].velocity: expected a finite number"),
         ("size: [96, 96]", "size: [96]", "size:", "cameras.front.size: expected 2 entries, got 1"),
         ("size: [96, 96]", "size: 96", "size:", "cameras.front.size: expected a list, got '96'"),
         ("size: [96, 96]", "size: [96, 9999]", "size:", "cameras.front.size: [96, 9999] is not offered"),
@@ -95,7 +95,7 @@ def test_the_shipped_limits_leave_room_for_every_motion_that_the_simulated_arm_m
         ("ros: 2", "robot: 2", "ros: 2", "robot: stands here again after line 2: remove one"),
         ("max_age_s: 0.15", "max_age_s: 0.01", "max_age_s: 0.15", "0.01 s is shorter than the 0.02 s between"),
         ("[-2.8973, 2.8973]", "[2.8973, -2.8973]", "position: [-2.8973", "joints[0].position: [2.8973, -2.8973] is no"),
-        ("velocity: 2.6", "velocity: 0", "velocity: 2.6", "joints[0].velocity: 0 is not above 0"),
+        ("velocity: 2.5", "velocity: 0", "velocity: 2.5", "joints[0].velocity: 0 is not above 0"),
         ("name: joint2", "name: joint1", "joints:", "joints: the name 'joint1' stands twice"),
         ("[panda_finger_joint1, ", "[panda_joint7, ", "joints:", "joints: the topic_name 'panda_joint7' stands twice"),
         ("    axis: [0, 0, 1]\n", "", "joints:", "joints: 'joint1' has no axis, but a tool needs the whole chain"),
@@ -106,6 +106,9 @@ def test_the_shipped_limits_leave_room_for_every_motion_that_the_simulated_arm_m
         ("topic: /joint_states", "topic: joint states", "topic: /joint_states", "'joint states' is no topic"),
         ("heartbeat_s: 0.5", "heartbeat_s: 0.05", "heartbeat_s", "is shorter than a control step of 0.1 s"),
         ("ws://127.0.0.1:9090 ", "ws://robot.lab:9090 ", "address", "'ws://robot.lab:9090' is neither encrypted nor"),
+        ("goals: [[0.26, ", "goals: [[0.2, ", "goals:", "tool.goals: [0.2, 0.74] is beyond the workspace [0.25, 0.75]"),
+        ("  attitude: ", "  # attitude: ", "tool:", "need the attitude that the tool keeps"),
+        ("  posture: [0, ", "  posture: [", "tool:", "needs a posture of 7 joint positions"),
         ("action: [-1, 1]", "action: [1, 1]", "action: [-1, 1]", "closed and open are both 1"),
         ("robot: pitstop", "robot: [", "ros:", "this is no YAML"),
     ],
@@ -134,7 +137,7 @@ def test_a_velocity_sink_is_refused_unless_the_robot_stops_by_itself(refused, tm
     assert line == _line("type: std_msgs")
     assert "state the robot's own stop in robot_timeout_s" in said
     _, said = refused(command, TWIST + "  robot_timeout_s: 0.2\n")
-    assert "add speed_step and turn_step" in said
+    assert "add speed_step, turn_step" in said
     text = PITSTOP.read_text().replace(command, TWIST + "  robot_timeout_s: 0.2\n")
     (tmp_path / "twist.yaml").write_text(
         text.replace("  turn: 2.0 ", "  speed_step: 0.2\n  turn_step: 1\n  turn: 2.0 ")
