@@ -83,7 +83,7 @@ def _run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
     "module",
     [
         "types", "registry", "kinematics", "cli", "deploy", "deploy.contract", "deploy.safety", "deploy.guard",
-        "deploy.backends.rosbridge", "deploy.backends.fake",
+        "deploy.loop", "deploy.inference", "deploy.backends.rosbridge", "deploy.backends.fake",
     ],
 )  # fmt: skip
 def test_a_robot_computer_without_torch_can_import(robot_computer, module):

@@ -23,6 +23,7 @@ REMEDIES = {
     "enabled": "enable it when the robot may move",
     "heartbeat": "see to the operator's program",
     "watchdog": "find out what the control loop waited for",
+    "policy": "find out why the policy does not answer",
     "operator": "see that the robot may move",
 }
 """Every rule, and what to do when it was broken."""

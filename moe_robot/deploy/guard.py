@@ -79,6 +79,10 @@ class GuardedRobot:
         self._watchdog.stop()
         self._io.stop()
 
+    def now(self) -> float:
+        """Seconds, on the robot's clock that never jumps."""
+        return self._io.now()
+
     @property
     def state(self) -> State:
         """Whether commands may pass."""

@@ -1,6 +1,7 @@
 """The gate, the watchdog and a robot together, with everything that goes wrong between them."""
 
 import ast
+import sys
 import threading
 from pathlib import Path
 
@@ -121,6 +122,32 @@ def test_a_loop_that_hangs_is_stopped_by_the_watchdog_and_what_it_sends_later_is
     assert drive.robot.sent[-1].hold
     assert drive.guard.step(hung).send is None
     assert "watchdog" in drive.guard.step(hung).failure.message
+
+
+def _send_often(guard, command):
+    for _ in range(20):
+        guard.step(command)
+
+
+def test_nothing_of_the_policy_follows_a_stop_however_many_threads_send(pitstop):
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet in the middle of things
+    try:
+        for _ in range(20):
+            drive = begun(pitstop)
+            command = JointCommand(drive.robot.positions[None], None, drive.robot.now())
+            drive.guard.sense()
+            senders = [threading.Thread(target=_send_often, args=(drive.guard, command)) for _ in range(4)]
+            for sender in senders:
+                sender.start()
+            drive.guard.trip("operator", "stop was pressed")
+            for sender in senders:
+                sender.join()
+            holds = [gated.hold for gated in drive.robot.sent]
+            assert holds == sorted(holds)  # a hold is the last
+            assert sum(holds) <= 1
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def test_the_watchdog_bites_once_from_its_own_thread():

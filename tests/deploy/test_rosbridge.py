@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from bridge_server import CERTIFICATE, Bridge, Cable, wait_until
 
+import policies
 from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
 from moe_robot.deploy.backends.websocket import Timing
 from moe_robot.deploy.decision import State
 from moe_robot.deploy.guard import GuardedRobot
+from moe_robot.deploy.inference import PolicyProcess
+from moe_robot.deploy.loop import ControlLoop
 from moe_robot.deploy.robot_io import GatedCommand, JointCommand
 from moe_robot.types import UserError
 
@@ -314,6 +317,35 @@ def test_a_redirect_to_another_place_is_not_followed(connect):
         threading.Thread(target=redirect, daemon=True).start()
         robot = connect(port)
         wait_until(lambda: "302" in (robot.status().trouble or ""), "the refusal")
+
+
+def test_a_policy_drives_an_arm_behind_the_bridge(bridge, connect, patient):
+    arm, over = np.array(Q), threading.Event()
+
+    def live():  # the arm goes where it was told last, and tells where it is
+        while not over.wait(0.02):
+            for message in bridge.published(COMMANDS)[-1:]:
+                arm[:] = message["data"]
+            bridge.tell(patient.joint_states.topic, joint_state(patient, arm.tolist()) | {"velocity": [0.0] * 9})
+            for camera in patient.cameras.values():
+                bridge.tell(camera.topic, picture())
+
+    robot = connect(bridge.port)
+    connected(robot, bridge)
+    guard, process = GuardedRobot(robot, patient), PolicyProcess(policies.pointing)
+    loop, steps = ControlLoop(guard, patient, process, "push"), []
+    process.start()
+    threading.Thread(target=live, daemon=True).start()
+    try:
+        wait_until(lambda: process.ready, "loading")
+        wait_until(lambda: guard.enable(live=True) is None, "enabling")
+        start = patient.chain.forward(arm)[0]
+        loop.run(lambda: len(steps) >= 8 and patient.chain.forward(arm)[0][0] - start[0] > 0.05, steps.append)
+        assert guard.state is State.ENABLED
+        assert np.abs(patient.chain.forward(arm)[0] - start)[1:].max() < 0.01
+    finally:
+        over.set()
+        process.stop()
 
 
 def test_a_certificate_is_verified(connect, patient):

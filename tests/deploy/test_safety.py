@@ -314,3 +314,42 @@ def test_nothing_ever_leaves_the_gate_outside_the_limits_or_too_old_and_no_hold_
         assert 0 <= now - beat <= 0.5
         assert (step["epoch"], was, step["do"] in ("blind", "misshapen", "trip")) == (epoch, State.ENABLED, False)
         last = sent[0]
+
+
+TWISTS = st.lists(st.sampled_from([0.0, 0.05, -0.05, 0.15, 0.3, -0.5, 1.5, np.nan, np.inf]), min_size=6, max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(TWISTS, st.booleans()), max_size=12))
+def test_no_twist_ever_leaves_the_gate_outside_the_limits(twists, steps):
+    gate, last, tool = enabled(twists), np.zeros(6), twists.tool
+    for twist, enable in steps:
+        if enable and gate.state is State.HELD:
+            gate.enable(sensed(), NOW, live=True)
+            last = np.zeros(6)
+        decision = gate.check(TwistCommand(np.array(twist), None, NOW), sensed(), NOW)
+        if decision.send is None:
+            continue
+        sent = decision.send.command.twist
+        assert np.linalg.norm(sent[:3]) <= tool.speed + 1e-8
+        assert np.linalg.norm(sent[3:]) <= tool.turn + 1e-8
+        if not decision.send.hold:
+            assert np.linalg.norm((sent - last)[:3]) <= tool.speed_step + 1e-8
+            assert np.linalg.norm((sent - last)[3:]) <= tool.turn_step + 1e-8
+        last = sent
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.one_of(st.just(0.02), st.floats(-0.4, 0.4), st.just(np.nan)), min_size=1, max_size=6)))
+def test_no_chunk_ever_leaves_the_gate_outside_the_limits(chunks, plans):
+    lower, upper = np.array([joint.position for joint in chunks.joints]).T
+    gate = enabled(chunks)
+    for changes in plans:
+        if gate.state is State.HELD:
+            gate.enable(sensed(), NOW, live=True)
+        path = Q + np.cumsum(changes)[:, None] * np.eye(7)[0]
+        decision = gate.check(JointCommand(path, None, NOW), sensed(), NOW)
+        if decision.send is not None:
+            sent = np.concatenate((Q[None], decision.send.command.positions))
+            assert np.all((lower - 1e-8 <= sent) & (sent <= upper + 1e-8))
+            assert np.abs(np.diff(sent, axis=0)).max() <= 0.25 + 1e-8
