@@ -15,7 +15,7 @@ from typing import Literal
 
 from moe_robot.deploy.address import refusal
 from moe_robot.deploy.contract_body import Gripper, Joint, Tool
-from moe_robot.deploy.contract_topics import Action, Camera, CommandSink, JointStates
+from moe_robot.deploy.contract_topics import Action, Camera, CommandSink, JointStates, first_repeated
 from moe_robot.deploy.typed_yaml import Inconsistent, read
 from moe_robot.kinematics import SerialChain
 from moe_robot.registry import unknown
@@ -81,27 +81,28 @@ class Contract:
                 raise Inconsistent(key, f"is shorter than a control step of {self.period_s:g} s: raise it")
         if reason := refusal(self.address, self.insecure_hosts):
             raise Inconsistent("address", reason)
+        self._check_topics()
         self._check_joints()
         self._check_state()
         self._check_action()
         self._check_command()
 
+    def _check_topics(self) -> None:
+        heard = [*(camera.topic for camera in self.cameras.values()), self.joint_states.topic]
+        if again := first_repeated([*heard, self.command.topic, *([self.gripper.topic] if self.gripper else ())]):
+            raise Inconsistent("cameras", f"the topic {again!r} stands twice in this file: each thing needs its own")
+
     def _check_joints(self) -> None:
         if not self.joints:
             raise Inconsistent("joints", "there are none: name at least one")
-        for what, names in (
-            ("name", [joint.name for joint in self.joints]),
-            ("topic_name", [*self.topic_names, *(self.gripper.joints if self.gripper else ())]),
-        ):
-            twice = [name for i, name in enumerate(names) if name in names[:i]]
-            if twice:
-                raise Inconsistent("joints", f"the {what} {twice[0]!r} stands twice: every joint needs its own")
+        told = [*self.topic_names, *(self.gripper.joints if self.gripper else ())]
+        for what, names in (("name", [joint.name for joint in self.joints]), ("topic_name", told)):
+            if again := first_repeated(names):
+                raise Inconsistent("joints", f"the {what} {again!r} stands twice: every joint needs its own")
         for joint in self.joints:
             if (joint.axis is None) == (self.tool is not None):
-                wanted = "has no axis, but a tool needs the whole chain" if self.tool else "has an axis without a tool"
-                raise Inconsistent(
-                    "joints", f"{joint.name!r} {wanted}: give xyz, rpy and axis of every joint and a tool"
-                )
+                wrong = "has no axis, but a tool needs the whole chain" if self.tool else "has an axis without a tool"
+                raise Inconsistent("joints", f"{joint.name!r} {wrong}: give the tool and every joint's axis, or none")
 
     def _check_state(self) -> None:
         known = [f"{joint.name}.{what}" for joint in self.joints for what in ("pos", "vel")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,9 +69,8 @@ class Action:
     units: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        twice = [name for i, name in enumerate(self.names) if name in self.names[:i]]
-        if twice:
-            raise Inconsistent("names", f"{twice[0]!r} stands twice: every number needs its own name")
+        if again := first_repeated(self.names):
+            raise Inconsistent("names", f"{again!r} stands twice: every number needs its own name")
         if 0.0 in self.units:
             raise Inconsistent("units", "0 would make an action mean nothing: give rad or m per 1")
 
@@ -117,6 +117,11 @@ class CommandSink:
         if self.type == "geometry_msgs/msg/TwistStamped":
             return "twist"
         return "trajectory" if self.type == "trajectory_msgs/msg/JointTrajectory" else "positions"
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first name that stood before, or None."""
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
 def check_topic(topic: str) -> None:

@@ -43,9 +43,11 @@ class SafetyGate:
         """Let commands pass from now on; only when ``live`` do they reach the robot. The one way out of a hold.
 
         Returns:
-            What is wrong with the sensors, in which case nothing changes; else None.
+            Why not, in which case nothing changes: a sensor is wrong, or it is enabled already. Else None.
         """
         broken = self._sensors(sensed, now)
+        if self._state is State.ENABLED:  # perhaps in another way: what moves must be stopped first
+            broken = "operator", "the robot is enabled already: stop it first"
         if broken:
             return failure(broken, now)
         self._state, self._live, self._failure, self._last = State.ENABLED, live, None, None
@@ -145,7 +147,7 @@ def _numbers(command: Command) -> tuple[Command, Broken | None]:
     try:
         changes[key] = _frozen(np.array(changes[key], dtype=float))
         changes["opening"] = None if command.opening is None else float(command.opening)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return command, ("shape", "the command is not made of numbers")
     return replace(command, **changes), None
 

@@ -104,6 +104,8 @@ def test_the_shipped_limits_leave_room_for_every_motion_that_the_simulated_arm_m
         ("units: [0.40, ", "units: [", "action:\n", "action: 3 units for 5 names and the gripper's last action"),
         ("cartesian_delta ", "joint_delta ", "action:\n", "action: 4 joint actions for 7 joints"),
         ("topic: /joint_states", "topic: joint states", "topic: /joint_states", "'joint states' is no topic"),
+        ("/wrist/image_raw", "/front/image_raw", "cameras:", "the topic '/front/image_raw/compressed' stands twice"),
+        ("[hand.dx, hand.dy", "[hand.dx, hand.dx", "names:", "action.names: 'hand.dx' stands twice"),
         ("heartbeat_s: 0.5", "heartbeat_s: 0.05", "heartbeat_s", "is shorter than a control step of 0.1 s"),
         ("ws://127.0.0.1:9090 ", "ws://robot.lab:9090 ", "address", "'ws://robot.lab:9090' is neither encrypted nor"),
         ("goals: [[0.26, ", "goals: [[0.2, ", "goals:", "tool.goals: [0.2, 0.74] is beyond the workspace [0.25, 0.75]"),

@@ -140,6 +140,22 @@ def test_a_command_arrives_whole(bridge, connect, patient):
     assert bridge.published(GRIPPER)[0]["data"] == [0.08]
 
 
+def test_the_hold_at_the_end_of_the_program_is_still_sent(bridge, connect, patient):
+    for _ in range(5):
+        before = len(bridge.clients)
+        robot = connect(bridge.port)
+        connected(robot, bridge, clients=before + 1)
+        guard = GuardedRobot(robot, patient)
+        wait_until(lambda: tell_all(bridge, patient) or guard.enable(live=True) is None, "enabling")  # noqa: B023
+        said = len(bridge.published(COMMANDS))
+        sensed = guard.sense()
+        guard.step(JointCommand(sensed.newest.positions[None] + 0.1, None, sensed.newest.sensed))
+        wait_until(lambda: len(bridge.published(COMMANDS)) == said + 1, "the command")  # noqa: B023
+        guard.stop()
+        wait_until(lambda: len(bridge.published(COMMANDS)) == said + 2, "the hold")  # noqa: B023
+        assert bridge.published(COMMANDS)[-1]["data"] == Q
+
+
 def test_commands_of_an_outage_are_dropped_and_none_comes_after_it(bridge, connect, patient):
     robot = connect(bridge.port)
     connected(robot, bridge)

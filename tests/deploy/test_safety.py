@@ -72,6 +72,7 @@ def bent(i, value):
         ("shape", "shape (7,), expected (K, 7)", JointCommand(np.zeros(7), None, NOW), {}),
         ("shape", "the chunk has 2 points", JointCommand(np.array([Q, Q]), None, NOW), {}),
         ("shape", "not made of numbers", JointCommand(np.array([["a"] * 7]), None, NOW), {}),
+        ("shape", "not made of numbers", JointCommand(np.array([[10**400] * 7], dtype=object), None, NOW), {}),
         ("shape", "this is a twist", TwistCommand(np.zeros(6), None, NOW), {}),
         ("shape", "measured joint positions have shape (6,)", move(), {"q": Q[:6]}),
         ("joint limits", "joint4 would go to 0.0000 rad, allowed are -3.0718 to -0.0698", move(q=bent(3, 0.0)), {}),
@@ -231,6 +232,12 @@ def test_after_enabling_again_the_arm_begins_where_it_is_measured(pitstop):
     carried = bent(0, 1.0)  # by hand, meanwhile
     assert gate.enable(sensed(q=carried), NOW, live=True) is None
     assert gate.check(move(q=carried), sensed(q=carried), NOW).failure is None
+
+
+def test_a_robot_that_is_enabled_is_not_enabled_in_another_way_before_it_is_stopped(pitstop):
+    gate = enabled(pitstop)
+    assert "enabled already: stop it first" in gate.enable(sensed(), NOW, live=False).message
+    assert (gate.state, gate.dry_run) == (State.ENABLED, False)
 
 
 def test_enabling_is_refused_while_a_sensor_is_wrong(pitstop):

@@ -56,6 +56,8 @@ class RosbridgeRobot:
         self._lock = threading.Lock()
         self._connected = False
         self._outgoing: GatedCommand | None = None
+        self._all_said = threading.Event()
+        self._all_said.set()
         self._something_to_send = asyncio.Event()
 
     def start(self) -> None:
@@ -63,7 +65,8 @@ class RosbridgeRobot:
         self._websocket.start()
 
     def stop(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection, once the last command, which is a hold, is on its way."""
+        self._all_said.wait(self._timing.write_s)
         self._websocket.stop()
 
     def latest(self) -> Snapshot:
@@ -78,6 +81,7 @@ class RosbridgeRobot:
                 return False
             self._drop_outgoing()
             self._outgoing = command
+            self._all_said.clear()
             self._websocket.soon(self._something_to_send.set)
         return True
 
@@ -143,6 +147,9 @@ class RosbridgeRobot:
             async with asyncio.timeout(self._timing.write_s):
                 for topic, message in command_messages.messages(command.command, self._contract, stamp).items():
                     await connection.send(wire.publish(topic, message))
+            with self._lock:
+                if self._outgoing is None:
+                    self._all_said.set()
 
     async def _subscribe_again(self, connection: ClientConnection) -> None:
         """Ask again for silent topics: a bridge that was asked before the publisher was there may never notice it.
@@ -164,6 +171,7 @@ class RosbridgeRobot:
         if self._outgoing is not None:
             self._inbox.count("commands dropped")
             self._outgoing = None
+        self._all_said.set()
 
     def _spelled(self, kind: str) -> str:
         """A message type as ROS 1 or ROS 2 spells it."""
