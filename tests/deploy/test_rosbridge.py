@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -24,7 +25,16 @@ from moe_robot.deploy.robot_io import GatedCommand, JointCommand
 from moe_robot.types import UserError
 
 Q = [0.0, 0.15, 0.0, -2.2, 0.0, 2.35, 0.785]
-QUICK = Timing(open_s=5.0, first_pause_s=0.02, longest_pause_s=0.1, ping_s=0.2, close_s=0.1, write_s=2.0, silence_s=30)
+QUICK = Timing(
+    open_s=5.0,
+    first_pause_s=0.02,
+    longest_pause_s=0.1,
+    ping_s=0.2,
+    close_s=0.1,
+    write_s=2.0,
+    silence_s=30,
+    farewell_s=0,
+)
 COMMANDS, GRIPPER = "/forward_position_controller/commands", "/gripper_controller/commands"
 
 
@@ -140,20 +150,28 @@ def test_a_command_arrives_whole(bridge, connect, patient):
     assert bridge.published(GRIPPER)[0]["data"] == [0.08]
 
 
-def test_the_hold_at_the_end_of_the_program_is_still_sent(bridge, connect, patient):
-    for _ in range(5):
-        before = len(bridge.clients)
-        robot = connect(bridge.port)
-        connected(robot, bridge, clients=before + 1)
-        guard = GuardedRobot(robot, patient)
-        wait_until(lambda: tell_all(bridge, patient) or guard.enable(live=True) is None, "enabling")  # noqa: B023
-        said = len(bridge.published(COMMANDS))
-        sensed = guard.sense()
-        guard.step(JointCommand(sensed.newest.positions[None] + 0.1, None, sensed.newest.sensed))
-        wait_until(lambda: len(bridge.published(COMMANDS)) == said + 1, "the command")  # noqa: B023
-        guard.stop()
-        wait_until(lambda: len(bridge.published(COMMANDS)) == said + 2, "the hold")  # noqa: B023
-        assert bridge.published(COMMANDS)[-1]["data"] == Q
+def test_the_hold_at_the_end_of_the_program_is_sent_before_the_connection_is_let_go(
+    bridge, connect, patient, monkeypatch
+):
+    robot = connect(bridge.port)
+    guard = GuardedRobot(robot, patient)
+    sensing(robot, bridge, patient)
+    assert guard.enable(live=True) is None
+    sensed = guard.sense()
+    guard.step(JointCommand(sensed.newest.positions[None] + 0.1, None, sensed.newest.sensed))
+    wait_until(lambda: len(bridge.published(COMMANDS)) == 1, "the command")
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        wait_until(lambda: len(bridge.published(COMMANDS)) == 2, "the hold")
+        assert robot.status().connected
+
+    monkeypatch.setattr("moe_robot.deploy.backends.rosbridge.time", SimpleNamespace(sleep=pause, time=time.time))
+    monkeypatch.setattr(robot, "now", time.monotonic)
+    guard.stop()
+    assert pauses == [QUICK.farewell_s]
+    assert bridge.published(COMMANDS)[-1]["data"] == Q
 
 
 def test_commands_of_an_outage_are_dropped_and_none_comes_after_it(bridge, connect, patient):

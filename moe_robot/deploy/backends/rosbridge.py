@@ -65,8 +65,10 @@ class RosbridgeRobot:
         self._websocket.start()
 
     def stop(self) -> None:
-        """Let go of the connection, once the last command, which is a hold, is on its way."""
+        """Let go of the connection, once the last command, which is a hold, has had time to reach the robot."""
         self._all_said.wait(self._timing.write_s)
+        if self._connected:
+            time.sleep(self._timing.farewell_s)
         self._websocket.stop()
 
     def latest(self) -> Snapshot:

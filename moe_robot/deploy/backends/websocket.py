@@ -34,6 +34,7 @@ class Timing:
         close_s: for the other end to agree that it is over.
         write_s: for the other end to take a message, before the connection is given up.
         silence_s: for a topic, before it is subscribed again.
+        farewell_s: after the last command, before leaving: a bridge may forget what it has not passed on yet.
     """
 
     open_s: float = 5.0
@@ -43,6 +44,7 @@ class Timing:
     close_s: float = 0.5
     write_s: float = 0.5
     silence_s: float = 2.0
+    farewell_s: float = 0.3
 
 
 class LastingWebsocket:
