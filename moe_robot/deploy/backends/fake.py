@@ -6,6 +6,7 @@ It publishes ROS messages as plain dicts, through the same inbox as the real bac
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -90,6 +91,10 @@ class FakeRobot:
         """As for every robot."""
         return self._inbox.status(self._connected)
 
+    def receive(self, topic: str, message: Mapping[str, Any]) -> None:
+        """Have a message arrive now, whatever it is."""
+        self._inbox.take(topic, message, self.now(), self.now() + WALL_OFFSET)
+
     def advance(self, seconds: float) -> None:
         """Let time pass: publish what falls due, and deliver what is on its way."""
         for _ in range(round(seconds / TICK_S)):
@@ -127,7 +132,7 @@ class FakeRobot:
     def _deliver(self) -> None:
         now = self.now()
         for _, topic, message in [letter for letter in self._on_the_way if letter[0] <= now]:
-            self._inbox.take(topic, message, now, now + WALL_OFFSET)
+            self.receive(topic, message)
         self._on_the_way = [letter for letter in self._on_the_way if letter[0] > now]
 
     def _joint_state(self, topic: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 MAX_DEPTH = 16
 """Of lists and maps in one another; a JointTrajectory needs 6."""
 MAX_ITEMS = 10_000
-"""Values in one CBOR message. Arrays of numbers come as one."""
+"""Values in one CBOR message, in which an array of numbers is one; texts and brackets in one of JSON."""
 ARRAYS = {
     64: "u1", 68: "u1", 65: ">u2", 66: ">u4", 67: ">u8", 69: "<u2", 70: "<u4", 71: "<u8",
     72: "i1", 73: ">i2", 74: ">i4", 75: ">i8", 77: "<i2", 78: "<i4", 79: "<i8",
@@ -45,10 +45,10 @@ def parse(frame: str | bytes) -> Mapping[str, Any]:
 
 def _json(text: str) -> Any:
     depth = 0
-    for part in _JSON_PARTS.finditer(text):
+    for items, part in enumerate(_JSON_PARTS.finditer(text)):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part.group(), 0)
-        if depth > MAX_DEPTH:
-            raise BadFrame(f"JSON nested deeper than {MAX_DEPTH}")
+        if depth > MAX_DEPTH or items > MAX_ITEMS:
+            raise BadFrame(f"JSON of more than {MAX_ITEMS} parts or nested deeper than {MAX_DEPTH}")
     try:
         return json.loads(text)  # NaN and null are both taken as not a number where a number should be
     except ValueError as error:
