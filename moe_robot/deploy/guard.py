@@ -65,6 +65,7 @@ class GuardedRobot:
     def __init__(self, io: RobotIO, contract: Contract) -> None:
         self._io, self._gate, self._lock = io, SafetyGate(contract), threading.Lock()
         self._sensed: Sensed | None = None
+        self._enablings = 0
         period = contract.period_s
         self._watchdog = Watchdog(PATIENCE * period, period / LOOKS_PER_STEP, io.now, self._bite)
 
@@ -89,6 +90,11 @@ class GuardedRobot:
         return self._gate.state
 
     @property
+    def enablings(self) -> int:
+        """How often the robot was enabled: what was planned for an earlier time is not for this one."""
+        return self._enablings
+
+    @property
     def dry_run(self) -> bool:
         """Whether commands are only judged and shown."""
         return self._gate.dry_run
@@ -100,9 +106,17 @@ class GuardedRobot:
         self._watchdog.feed()
         return sensed
 
-    def step(self, command: Command | None) -> Decision:
-        """Judge a command by what the last :meth:`sense` gave, and send what the gate says. Call it in every step."""
+    def step(self, command: Command | None, enabling: int | None = None) -> Decision:
+        """Judge a command by what the last :meth:`sense` gave, and send what the gate says. Call it in every step.
+
+        Args:
+            command: None when there is none.
+            enabling: the number (:attr:`enablings`) of the one that the command was planned for, to be left out when
+                another has come between; None for a command that fits any.
+        """
         with self._lock:
+            if enabling is not None and enabling != self._enablings:
+                command = None
             return self._send(self._gate.check(command, self._sensed or NOTHING, self._io.now()))
 
     def enable(self, live: bool = False) -> Failure | None:
@@ -110,7 +124,9 @@ class GuardedRobot:
         sensed = match(self._io.latest())
         with self._lock:
             self._sensed = sensed
-            return self._gate.enable(sensed, self._io.now(), live)
+            refusal = self._gate.enable(sensed, self._io.now(), live)
+            self._enablings += refusal is None
+            return refusal
 
     def beat(self) -> None:
         """The operator says that all is well."""

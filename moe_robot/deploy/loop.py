@@ -16,7 +16,7 @@ import numpy as np
 from moe_robot.deploy import motion
 from moe_robot.deploy.chunks import Chunk, ChunkBuffer
 from moe_robot.deploy.contract import Contract
-from moe_robot.deploy.decision import Decision, State
+from moe_robot.deploy.decision import Decision
 from moe_robot.deploy.guard import GuardedRobot
 from moe_robot.deploy.observation import observe
 from moe_robot.deploy.robot_io import Command, TwistCommand
@@ -68,8 +68,7 @@ class ControlLoop:
         """Nothing runs yet; ``decay`` is that of :class:`ChunkBuffer`."""
         self._robot, self._contract, self._policy, self._task = robot, contract, policy, task
         self._buffer = ChunkBuffer(contract.period_s, contract.max_command_age_s, decay)
-        self._state, self._epoch = State.DISABLED, 0
-        self._beginning = self._asked_since = 0  # numbers of beginnings, see _begin_anew_if_needed
+        self._beginning = self._asked_since = (0, 0)  # numbers of a connection and of an enabling
         self._answered = math.inf
         self._twist: np.ndarray | None = None
         self.timings = Timings()
@@ -101,7 +100,7 @@ class ControlLoop:
         command = self._command(action, sensed)
         thinking_done = self._robot.now()
         self._watch_policy(action is not None, begun)
-        decision = self._robot.step(command)
+        decision = self._robot.step(command, enabling=self._beginning[1])
         passed = decision.passed.command if decision.passed else None
         self._twist = passed.twist if isinstance(passed, TwistCommand) else None
         done = self._robot.now()
@@ -116,11 +115,10 @@ class ControlLoop:
 
     def _begin_anew_if_needed(self, sensed: Sensed, now: float) -> None:
         """What was planned before the robot was enabled, or on another connection, is not played."""
-        state = self._robot.state
-        if sensed.epoch != self._epoch or (state is State.ENABLED and self._state is not State.ENABLED):
+        beginning = (sensed.epoch, self._robot.enablings)
+        if beginning != self._beginning:
             self._buffer.clear()
-            self._beginning, self._answered = self._beginning + 1, now
-        self._state, self._epoch = state, sensed.epoch
+            self._beginning, self._answered = beginning, now
 
     def _talk_to_policy(self, sensed: Sensed, now: float) -> None:
         chunk = self._policy.answer()

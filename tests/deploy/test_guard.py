@@ -124,6 +124,17 @@ def test_a_loop_that_hangs_is_stopped_by_the_watchdog_and_what_it_sends_later_is
     assert "watchdog" in drive.guard.step(hung).failure.message
 
 
+def test_a_command_planned_before_the_robot_was_enabled_again_is_left_out(pitstop):
+    drive = begun(pitstop)
+    drive.step()
+    command, planned = JointCommand(drive.robot.positions[None], None, drive.robot.now()), drive.guard.enablings
+    assert drive.guard.step(command, planned).send is not None
+    drive.guard.trip("operator", "stop was pressed")
+    assert drive.guard.enable(live=True) is None
+    assert drive.guard.step(command, planned).send is None
+    assert drive.guard.step(command, planned + 1).send is not None
+
+
 def _send_often(guard, command):
     for _ in range(20):
         guard.step(command)

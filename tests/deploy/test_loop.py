@@ -84,6 +84,11 @@ def test_a_plan_of_before_the_robot_was_enabled_is_not_played(pitstop):
     first = stage.step()
     assert first.action is None
     assert first.decision.failure is None
+    stage.until(2.0)
+    assert stage.loop.step().action is not None
+    stage.guard.trip("operator", "stop was pressed")
+    stage.guard.enable(live=True)  # within one control step
+    assert stage.step().action is None
 
 
 def test_a_policy_that_says_nothing_more_stops_the_robot(pitstop):

@@ -316,6 +316,8 @@ def test_a_command_that_waited_longer_than_a_step_is_dropped(bridge, connect, pa
     assert robot.send(replace(old, at=old.at - 2 * patient.period_s))
     wait_until(lambda: robot.status().counts.get("commands dropped") == 1, "the drop")
     assert bridge.published(COMMANDS) == []
+    assert robot.send(replace(old, at=old.at - 2 * patient.period_s, hold=True))  # but a hold is never too late
+    wait_until(lambda: bridge.published(COMMANDS), "the hold")
 
 
 def test_it_keeps_trying_with_pauses_that_grow_to_a_limit(monkeypatch, connect):

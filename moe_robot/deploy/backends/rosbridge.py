@@ -76,7 +76,7 @@ class RosbridgeRobot:
         return self._inbox.snapshot()
 
     def send(self, command: GatedCommand) -> bool:
-        """Hand a command to the connection that it was judged for. Only one can wait, and not longer than a step."""
+        """Hand a command to the connection that it was judged for. Only the newest waits, no longer than a step."""
         with self._lock:
             if not self._connected or command.epoch != self._inbox.epoch:
                 self._inbox.count("commands dropped")
@@ -140,8 +140,8 @@ class RosbridgeRobot:
             await self._something_to_send.wait()
             self._something_to_send.clear()
             with self._lock:
-                command, late = self._outgoing, self.now() - self._contract.period_s
-                if command is None or command.epoch != self._inbox.epoch or command.at < late:
+                command = self._outgoing
+                if command is None or not self._still_holds(command):
                     self._drop_outgoing()
                     continue
                 self._outgoing = None
@@ -168,6 +168,11 @@ class RosbridgeRobot:
                 self._inbox.count("subscribed again", f"{topic} is silent: check that something publishes it")
                 await connection.send(wire.unsubscribe(topic))
                 await connection.send(wire.subscribe(topic, self._spelled(kind), cbor[topic]))
+
+    def _still_holds(self, command: GatedCommand) -> bool:
+        """Whether what was judged some time ago may be sent now: a command for a control step, a hold for longer."""
+        waited = self.now() - command.at
+        return command.epoch == self._inbox.epoch and (command.hold or waited <= self._contract.period_s)
 
     def _drop_outgoing(self) -> None:
         if self._outgoing is not None:
