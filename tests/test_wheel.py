@@ -79,13 +79,24 @@ def _run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([python, "-I", "-c", code], cwd=python.parent, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", ["types", "registry", "kinematics", "deploy", "cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "types", "registry", "kinematics", "cli", "deploy", "deploy.contract", "deploy.safety", "deploy.guard",
+        "deploy.loop", "deploy.inference", "deploy.backends.rosbridge", "deploy.backends.fake",
+    ],
+)  # fmt: skip
 def test_a_robot_computer_without_torch_can_import(robot_computer, module):
     done = _run(
         robot_computer, f"import moe_robot.{module} as m, sys; assert 'torch' not in sys.modules; print(m.__file__)"
     )
     assert done.returncode == 0, done.stderr
     assert str(robot_computer.parents[1]) in done.stdout
+
+
+def test_a_robot_computer_reads_the_shipped_contract(robot_computer):
+    code = "from moe_robot.deploy.contract import load_contract; print(load_contract('pitstop').robot)"
+    assert _run(robot_computer, code).stdout == "pitstop\n"
 
 
 def test_the_robot_computer_of_these_tests_has_no_torch(robot_computer):

@@ -1,0 +1,147 @@
+"""The control loop: sense, ask the policy, pick the action for now, make it a command, and hand it to the safety gate.
+
+It never waits for the policy. The robot it sees is always behind the gate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from moe_robot.deploy import motion
+from moe_robot.deploy.chunks import Chunk, ChunkBuffer
+from moe_robot.deploy.contract import Contract
+from moe_robot.deploy.decision import Decision
+from moe_robot.deploy.guard import GuardedRobot
+from moe_robot.deploy.observation import observe
+from moe_robot.deploy.robot_io import Command, TwistCommand
+from moe_robot.deploy.sync import Sensed
+from moe_robot.deploy.timings import Timings
+from moe_robot.types import Observation
+
+
+class Thinker(Protocol):
+    """What the loop needs of a policy: see :class:`moe_robot.deploy.inference.PolicyProcess`."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why it will answer no more, or None."""
+        ...
+
+    def ask(self, observation: Observation, observed: float) -> bool:
+        """Have it think about an observation, unless it is busy."""
+        ...
+
+    def answer(self) -> Chunk | None:
+        """What it came to, once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened in one control step.
+
+    Attributes:
+        at: when, seconds.
+        sensed: what the decision is based on.
+        action: (A,) of the policy, None when there was none for this moment.
+        decision: of the safety gate.
+    """
+
+    at: float
+    sensed: Sensed
+    action: np.ndarray | None
+    decision: Decision
+
+
+class ControlLoop:
+    """Runs one policy on one robot. For one thread; enabling and stopping the robot is for any."""
+
+    def __init__(
+        self, robot: GuardedRobot, contract: Contract, policy: Thinker, task: str, decay: float | None = 0.01
+    ) -> None:
+        """Nothing runs yet; ``decay`` is that of :class:`ChunkBuffer`."""
+        self._robot, self._contract, self._policy, self._task = robot, contract, policy, task
+        self._buffer = ChunkBuffer(contract.period_s, contract.max_command_age_s, decay)
+        self._beginning = self._asked_since = (0, 0)  # numbers of a connection and of an enabling
+        self._answered = math.inf
+        self._twist: np.ndarray | None = None
+        self.timings = Timings()
+
+    def run(
+        self,
+        stop: Callable[[], bool],
+        on_step: Callable[[Step], None] = lambda step: None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """One step per control period until ``stop()``. Steps that were missed are left out, never hurried after."""
+        period, due = self._contract.period_s, self._robot.now()
+        while not stop():
+            if (early := due - self._robot.now()) > 0:
+                sleep(early)
+            self.timings.add("late", max(self._robot.now() - due, 0.0))
+            on_step(self.step())
+            due += period
+            due += period * max(math.floor((self._robot.now() - due) / period), 0)
+
+    def step(self) -> Step:
+        """One control step, now."""
+        begun = self._robot.now()
+        sensed = self._robot.sense()
+        sensing_done = self._robot.now()
+        self._begin_anew_if_needed(sensed, begun)
+        self._talk_to_policy(sensed, begun)
+        action = self._buffer.action(begun)
+        command = self._command(action, sensed)
+        thinking_done = self._robot.now()
+        self._watch_policy(action is not None, begun)
+        decision = self._robot.step(command, enabling=self._beginning[1])
+        passed = decision.passed.command if decision.passed else None
+        self._twist = passed.twist if isinstance(passed, TwistCommand) else None
+        done = self._robot.now()
+        for stage, seconds in (
+            ("sense", sensing_done - begun),
+            ("decide", thinking_done - sensing_done),
+            ("gate and send", done - thinking_done),
+            ("step", done - begun),
+        ):
+            self.timings.add(stage, seconds)
+        return Step(begun, sensed, action[0] if action else None, decision)
+
+    def _begin_anew_if_needed(self, sensed: Sensed, now: float) -> None:
+        """What was planned before the robot was enabled, or on another connection, is not played."""
+        beginning = (sensed.epoch, self._robot.enablings)
+        if beginning != self._beginning:
+            self._buffer.clear()
+            self._beginning, self._answered = beginning, now
+
+    def _talk_to_policy(self, sensed: Sensed, now: float) -> None:
+        chunk = self._policy.answer()
+        if chunk is not None:
+            self.timings.add("observation to answer", now - chunk.observed)
+            if self._asked_since == self._beginning:
+                self._buffer.add(chunk)
+        seen = observe(sensed, self._contract, self._task)
+        if seen and self._policy.ask(*seen):
+            self._asked_since = self._beginning
+
+    def _command(self, action: tuple[np.ndarray, float] | None, sensed: Sensed) -> Command | None:
+        if action is None or sensed.newest is None:
+            return None
+        values, observed = action
+        return motion.command(values, sensed.newest, self._contract, observed, self._twist)
+
+    def _watch_policy(self, acted: bool, now: float) -> None:
+        """Hold the robot when the policy is gone or has had nothing to say for as long as a chunk may be played."""
+        if acted:
+            self._answered = now
+        silent = now - self._answered
+        if self._policy.failure is not None:
+            self._robot.trip("policy", self._policy.failure)
+        elif silent > self._contract.max_command_age_s:
+            self._robot.trip("policy", f"it gave no action for {silent:.3f} s")
