@@ -228,5 +228,6 @@ class PolicyConfig:
         for key in data:
             if key not in known:
                 raise unknown("policy config key", key, known)
+        older = {} if "search" in data else {"search": "cosine"}
         lists = {key: tuple(data[key]) for key in ("task_names", "ignore_state", "places") if key in data}
-        return cls(**{**data, **lists})
+        return cls(**{**older, **data, **lists})

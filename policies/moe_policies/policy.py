@@ -129,7 +129,7 @@ class MultimodalPolicy(nn.Module):
         """Load a checkpoint strictly: every weight present, no unknown key, in evaluation mode."""
         folder = Path(folder)
         data = json.loads((folder / "config.json").read_text())
-        config = PolicyConfig.from_json({"search": "cosine", **data["config"]})  # before there was a choice
+        config = PolicyConfig.from_json(data["config"])
         encoder = None if config.text == "none" else TextEncoder.load(folder / "text_encoder")
         policy = cls(config, Features.from_json(data["features"]), None, encoder)
         try:
