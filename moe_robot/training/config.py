@@ -38,9 +38,9 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; warm-up, then cosine to 2 % of it."""
     gate_rate: float = 0.1
-    """Gates, and what else chooses by a softmax, learn at this fraction of the learning rate. All tokens of a modality
-    push a gate's few weights the same way, so at the full rate Adam carries whole modalities across experts within a
-    dozen steps, before they have learned anything."""
+    """Gates learn at this fraction of the learning rate. All tokens of a modality push a gate's few weights the same
+    way, so at the full rate Adam carries whole modalities across experts within a dozen steps, before they have learned
+    anything."""
     warmup: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 1e-2

@@ -17,13 +17,9 @@ def make_optimiser(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019). Only matrices and kernels decay; frozen parameters are left out.
 
-    Every group has a ``rate``: its share of the learning rate of the schedule, ``gate_rate`` for what chooses: the
-    gates of :mod:`moe_robot.moe`, and modules that say so with ``chooses = True``. Adam moves every weight by the
-    learning rate at each step, and hundreds of them carry a logit from even to settled within a dozen steps, on noise;
-    a settled softmax has no gradient that would bring it back.
+    Every group has a ``rate``: its share of the learning rate of the schedule, ``gate_rate`` for gates.
     """
-    choosers = [module for module in model.modules() if isinstance(module, Router) or getattr(module, "chooses", False)]
-    gates = {id(p) for module in choosers for p in module.parameters()}
+    gates = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     others = [p for p in trained if id(p) not in gates]
     groups = [

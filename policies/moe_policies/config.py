@@ -19,11 +19,10 @@ RoutingUnit = Literal["token", "segment", "instruction"]
 BalanceGroups = Literal["role", "all"]
 Activation = Literal["swiglu", "geglu", "relu"]
 ExpertKind = Literal["mlp", "convolution", "attention"]
-Search = Literal["rare", "cosine"]
 Head = Literal["l1", "flow", "mixture1991"]
 CHOICES = {
     "feed_forward": FeedForwardKind, "gate": GateKind, "gate_choice": GateChoice, "routing_unit": RoutingUnit,
-    "balance_groups": BalanceGroups, "activation": Activation, "head": Head, "search": Search,
+    "balance_groups": BalanceGroups, "activation": Activation, "head": Head,
 }  # fmt: skip
 
 
@@ -126,10 +125,6 @@ class PolicyConfig:
     """The feature map is pooled to patches x patches tokens per camera."""
     glimpses: int = 4
     """Tokens per camera read from the fine feature map, half of them where the instruction points."""
-    search: Search = "rare"
-    """How a glimpse looks for a thing: what is rare in the picture stands out (channels are standardised over the
-    picture), or every place counts by its direction alone, as in policies saved before there was a choice: with some
-    training seeds the search then stayed wide (docs/results/search.md)."""
     text: str = "scratch"
     """Text encoder: "scratch", "bundled:minilm", a local directory, a hub id, or "none" (cannot read)."""
     head: Head = "l1"
@@ -228,6 +223,5 @@ class PolicyConfig:
         for key in data:
             if key not in known:
                 raise unknown("policy config key", key, known)
-        older = {} if "search" in data else {"search": "cosine"}
         lists = {key: tuple(data[key]) for key in ("task_names", "ignore_state", "places") if key in data}
-        return cls(**{**older, **data, **lists})
+        return cls(**{**data, **lists})

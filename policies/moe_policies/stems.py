@@ -84,28 +84,6 @@ def unit(x: Tensor, dim: int) -> Tensor:
     return x * torch.rsqrt(x.float().square().mean(dim=dim, keepdim=True) + 1e-6).to(x.dtype)
 
 
-def standardised(x_BCP: Tensor) -> Tensor:
-    """Every channel with mean 0 and mean square 1 over the places of its picture, in the type of ``x_BCP``.
-
-    What fills a picture is its mean and goes; what shows in few places stands out by the root of how few.
-    """
-    x = x_BCP.float() - x_BCP.float().mean(dim=2, keepdim=True)
-    return unit(x, 2).to(x_BCP.dtype)
-
-
-class Pointing(nn.Linear):
-    """From the sentence's summary to logits over finds: a choice; it begins even and learns as gates do."""
-
-    chooses = True
-
-    def reset_parameters(self) -> None:
-        """Small weights: which find is pointed at is to be learned, not drawn."""
-        super().reset_parameters()
-        with torch.no_grad():
-            self.weight.mul_(0.1)
-            self.bias.zero_()
-
-
 class Glimpse(nn.Module):
     """Finds things in a camera's fine feature map, and reads where the instruction points.
 
@@ -122,13 +100,13 @@ class Glimpse(nn.Module):
 
     def __init__(self, config: PolicyConfig, n_things: int, reads_per_token: int = 4) -> None:
         super().__init__()
-        c, self.n_tokens, self.rare = config.stem_channels, config.glimpses, config.search == "rare"
+        c, self.n_tokens = config.stem_channels, config.glimpses
         self.n_half = self.n_tokens * reads_per_token // 2
         n_queries = self.n_half + n_things
         self.key = nn.Conv2d(c, c, 1)
         self.queries = nn.Parameter(torch.randn(n_queries, c))
-        self.point = Pointing(config.width * SUMMARY_HEADS, self.n_half * n_queries)
-        self.scale = nn.Parameter(torch.tensor(1.0 if self.rare else 3.0))
+        self.point = nn.Linear(config.width * SUMMARY_HEADS, self.n_half * n_queries)
+        self.scale = nn.Parameter(torch.tensor(3.0))
         self.project = nn.Linear(reads_per_token * self.read_width(config), config.width)
         self.camera = nn.Parameter(torch.randn(self.n_tokens, config.width) * 0.02)
 
@@ -146,8 +124,7 @@ class Glimpse(nn.Module):
         b, c, h, w = features.shape
         key_BCP = self.key(features).flatten(2)
         # Both are brought to unit size, so that the softmax is neither flat nor saturated from the first step on.
-        key_BCP = standardised(key_BCP) if self.rare else unit(key_BCP, 1)
-        scores_BQP = unit(self.queries, -1).to(key_BCP.dtype) @ key_BCP * (self.scale * c**-0.5)
+        scores_BQP = unit(self.queries, -1).to(key_BCP.dtype) @ unit(key_BCP, 1) * (self.scale * c**-0.5)
         attention_BQP = scores_BQP.float().softmax(dim=-1)
         with torch.autocast(features.device.type, enabled=False):  # bf16 would round the position to about a pixel
             place_BQ2 = attention_BQP @ image_places(h, w, features.device)

@@ -11,10 +11,9 @@ from torch.testing import assert_close
 from moe_policies.config import PolicyConfig
 from moe_policies.policy import MultimodalPolicy
 from moe_policies.presets import PRESETS
-from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places, standardised
+from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places
 from moe_policies.trunk import Gating, Tokens
 from moe_robot.registry import load_policy, presets
-from moe_robot.training.optimise import make_optimiser
 from moe_robot.types import Features, Observation, Policy, UserError
 
 SMALL = {"width": 32, "hidden": 32, "layers": 2, "stem_channels": 8, "patches": 2, "glimpses": 2}
@@ -305,41 +304,3 @@ def test_other_cameras_and_sizes_work(statistics_of):
     action = policy.select_action(Observation({"top": frame}, np.zeros(2, np.float32), "go"))
     assert action.shape == (1,)
     assert action.dtype == np.float32
-
-
-def test_what_fills_the_picture_does_not_count_and_what_is_rare_stands_out():
-    torch.manual_seed(0)
-    glimpse = Glimpse(PolicyConfig(stem_channels=8), n_things=2)
-    summary = torch.randn(1, 4 * 128)
-    scene = 0.1 * torch.randn(1, 8, 24, 24)
-    scene[:, :, 5, 17] += torch.randn(8)
-    background = 30 * torch.randn(1, 8, 1, 1)
-    seen = [standardised(glimpse.key(features).flatten(2)) for features in (scene, scene + background)]
-    torch.testing.assert_close(*seen, atol=1e-3, rtol=1e-3)
-    assert seen[0].norm(dim=1).argmax() == 5 * 24 + 17
-    with torch.no_grad():
-        glimpse.key.weight.copy_(torch.eye(8).view(8, 8, 1, 1))
-        glimpse.queries.copy_(scene[:, :, 5, 17].expand_as(glimpse.queries))
-        _, finds = glimpse(scene + background, summary)
-    x, y = finds[0, 0, 8:10] / 2  # after the features; places are doubled
-    assert (x.item(), y.item()) == pytest.approx((17 / 11.5 - 1, 5 / 11.5 - 1), abs=0.1)
-
-
-def test_older_policies_search_as_they_learned_to(features, statistics):
-    policy = make(features, statistics, search="cosine")
-    saved = policy.config.to_json()
-    del saved["search"]
-    assert PolicyConfig.from_json(saved) == policy.config
-    assert PolicyConfig.from_json(policy.config.to_json() | {"search": "rare"}).search == "rare"
-
-
-def test_pointing_learns_at_the_rate_of_a_gate(features, statistics):
-    for preset in ("moe", "dense-active"):
-        policy = make(features, statistics, preset)
-        slow = make_optimiser(policy, 1e-3, 0.1, gate_rate=0.2).param_groups[-1]
-        held = {id(p) for p in slow["params"]}
-        pointing = [p for name, p in policy.named_parameters() if ".point." in name]
-        assert slow["rate"] == 0.2
-        assert len(pointing) == 2 * len(features.cameras)
-        assert all(id(p) in held for p in pointing)
-        assert (len(held) == len(pointing)) == (preset == "dense-active")
