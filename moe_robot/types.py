@@ -332,6 +332,15 @@ class SensorSwitches(Protocol):
 
 
 @runtime_checkable
+class PlansAhead(Protocol):
+    """A policy that tells its whole plan; one that does not is asked for one action at a time."""
+
+    def action_chunk(self, observation: Observation) -> np.ndarray:
+        """Actions (H, A), float32, in the environment's units, the first for now, one control step apart."""
+        ...
+
+
+@runtime_checkable
 class TellsKnockouts(Protocol):
     """A policy that can say what may be knocked out; without it only the roles seen in its routing are asked of it."""
 
@@ -446,6 +455,7 @@ class TaskEnvironment(Protocol):
         ...
 
 
+@runtime_checkable
 class RobotWorld(Protocol):
     """What ``env.unwrapped`` offers beyond :class:`TaskEnvironment` so that it can stand in for a robot in real time.
 
