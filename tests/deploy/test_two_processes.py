@@ -226,3 +226,11 @@ def test_a_world_that_cannot_stand_in_for_a_robot_is_refused(capsys):
     said = capsys.readouterr().err
     for complaint in ("allow it with --expose", "demo are 5 tasks: expected one", "--episodes 0: expected 1 or more"):
         assert complaint in said
+
+
+def test_the_short_program_says_what_it_needs():
+    script = Path(__file__).parents[2] / "scripts/deploy_ros.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for word in ("checkpoint", "contract", "instruction", "--live"):
+        assert word in done.stdout

@@ -15,7 +15,7 @@ from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places, stand
 from moe_policies.trunk import Gating, Tokens
 from moe_robot.registry import load_policy, presets
 from moe_robot.training.optimise import make_optimiser
-from moe_robot.types import Features, Observation, Policy, UserError
+from moe_robot.types import Features, Observation, PlansAhead, Policy, UserError
 
 SMALL = {"width": 32, "hidden": 32, "layers": 2, "stem_channels": 8, "patches": 2, "glimpses": 2}
 
@@ -349,3 +349,14 @@ def test_pointing_learns_at_the_rate_of_a_gate(features, statistics):
         assert len(pointing) == 2 * len(features.cameras)
         assert all(id(p) in held for p in pointing)
         assert (len(held) == len(pointing)) == (preset == "dense-active")
+
+
+def test_a_chunk_begins_with_the_actions_that_are_played(features, statistics, batch):
+    policy = make(features, statistics)
+    chunk = policy.action_chunk(observation(batch))
+    assert isinstance(policy, PlansAhead)
+    assert chunk.shape == (policy.config.chunk, 3)
+    assert chunk.dtype == np.float32
+    played = [policy.select_action(observation(batch)) for _ in range(policy.config.execute)]
+    np.testing.assert_array_equal(played, chunk[: policy.config.execute])
+    assert policy.inference_count == 2
