@@ -62,6 +62,8 @@ def run(options: Options) -> int:
     from moe_robot.deploy.report import Report
     from moe_robot.processes import endings_wait, workers_are_born
 
+    if options.seconds is not None and not options.seconds > 0:
+        raise UserError(f"--seconds {options.seconds:g}: expected more than 0")
     contract, folder = load_contract(options.contract), checkpoint_directory(options.checkpoint)
     address = options.address or contract.address
     if options.enable_at_start:

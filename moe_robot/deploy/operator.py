@@ -8,7 +8,7 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal, Protocol
 
 from moe_robot.deploy.decision import State
@@ -93,7 +93,7 @@ class Operator:
         with _every_key_at_once(self._terminal):
             while not self._over.is_set():
                 if present and select.select([self._terminal], [], [], self._every)[0]:
-                    typed = os.read(self._terminal, 64).decode(errors="replace")
+                    typed = _read(self._terminal)
                     present = bool(typed)
                     for wish in map(keys.press, typed):
                         self._do(wish)
@@ -125,6 +125,14 @@ class Operator:
             self._enabled_epoch = epoch
 
 
+def _read(terminal: int) -> str:
+    """What was typed; nothing when the terminal is gone."""
+    try:
+        return os.read(terminal, 64).decode(errors="replace")
+    except OSError:  # of a terminal that was closed while we held it
+        return ""
+
+
 @contextmanager
 def _every_key_at_once(terminal: int) -> Iterator[None]:
     """Keys are read when they are pressed, not line by line; what is no terminal is left as it is."""
@@ -136,4 +144,5 @@ def _every_key_at_once(terminal: int) -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # it may be gone
+            termios.tcsetattr(terminal, termios.TCSANOW, before)

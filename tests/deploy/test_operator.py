@@ -1,6 +1,7 @@
 """The operator: what keys mean, and that heartbeats cease with the terminal."""
 
 import os
+import termios
 
 import numpy as np
 import pytest
@@ -38,11 +39,11 @@ def test_only_e_and_enter_enables_and_nearly_everything_stops(typed, wishes):
 class Terminal:
     """A guarded robot in memory, and an operator who types into a pipe."""
 
-    def __init__(self, contract, simulation=None):
+    def __init__(self, contract, simulation=None, opened=os.pipe):
         self.io, self.said = FakeRobot(contract, Q), []
         self.guard = GuardedRobot(self.io, contract)
         self.io.advance(0.5)
-        self.source, self.keyboard = os.pipe()
+        self.source, self.keyboard = opened()
         self.operator = Operator(self.guard, True, 0.01, self.said.append, simulation, self.source)
         self.operator.start()
 
@@ -104,6 +105,27 @@ def test_a_closed_terminal_stops_the_robot_and_nobody_beats_any_more(terminal, p
     n = len(beats)
     here.operator._over.wait(0.1)
     assert len(beats) <= n + 1
+
+
+def test_on_a_terminal_a_key_acts_without_enter_and_the_terminal_is_left_as_it_was(terminal, pitstop):
+    here = terminal(pitstop, None, lambda: os.openpty()[::-1])
+    wait_until(lambda: not termios.tcgetattr(here.source)[3] & termios.ICANON, "the mode")
+    here.type("e\n")
+    here.state(State.ENABLED)
+    here.type(" ")
+    here.state(State.HELD)
+    here.operator.stop()
+    assert termios.tcgetattr(here.source)[3] & termios.ICANON
+
+
+def test_a_terminal_window_that_is_closed_stops_the_robot(terminal, pitstop):
+    here = terminal(pitstop, None, lambda: os.openpty()[::-1])
+    wait_until(lambda: not termios.tcgetattr(here.source)[3] & termios.ICANON, "the mode")
+    here.type("e\n")
+    here.state(State.ENABLED)
+    os.close(here.keyboard)
+    here.state(State.HELD)
+    wait_until(lambda: any("terminal was closed" in line for line in here.said), "the line")
 
 
 class Simulated:

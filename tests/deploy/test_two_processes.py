@@ -211,6 +211,7 @@ def test_a_contract_that_does_not_fit_the_policy_ends_it_before_anything_is_conn
         (("--enable-at-start", "--address", "wss://robot.lab:9090"), "for a simulated robot on this machine"),
         (("--address", "ws://10.0.0.7:9090"), "neither encrypted nor on this machine"),
         (("--contract", "pitstob"), "did you mean pitstop?"),
+        (("--seconds", "0"), "expected more than 0"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(checkpoint, capsys, arguments, complaint):
