@@ -45,7 +45,7 @@ class Options:
     """Certificates to trust for wss://, in place of the system's."""
     blend: float | None = None
     """Average overlapping action chunks, each newer one weighted down by exp(-RATE), in place of playing the newest.
-    Smoother, but not for a policy whose actions count from where the robot is measured to be, as PitStop's do."""
+    Smoother; worse for policies whose actions count from where the robot is measured to be, as PitStop's do."""
     json: bool = False
     """Print a summary as JSON to standard output in the end; the status lines then go to standard error."""
 
