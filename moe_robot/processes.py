@@ -35,6 +35,30 @@ def workers_are_born() -> Iterator[None]:
 
 
 @contextmanager
+def endings_wait() -> Iterator[Callable[[], bool]]:
+    """In this block Ctrl-C, ``kill`` and a closed terminal do no more than turn the function that it gives true.
+
+    So a robot is told to hold before the program ends. A second one of the same kind does not wait.
+    """
+    told: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        told.append(number)
+        signal.signal(number, before[number])
+
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {int(number): signal.getsignal(number) for number in endings}
+    before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(told)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def interrupts_wait() -> Iterator[Callable[[], None]]:
     """Ctrl-C in this block waits until the function that it gives is called; a second one does not wait.
 

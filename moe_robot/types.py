@@ -332,6 +332,15 @@ class SensorSwitches(Protocol):
 
 
 @runtime_checkable
+class PlansAhead(Protocol):
+    """A policy that tells its whole plan; one that does not is asked for one action at a time."""
+
+    def action_chunk(self, observation: Observation) -> np.ndarray:
+        """Actions (H, A), float32, in the environment's units, the first for now, one control step apart."""
+        ...
+
+
+@runtime_checkable
 class TellsKnockouts(Protocol):
     """A policy that can say what may be knocked out; without it only the roles seen in its routing are asked of it."""
 
@@ -443,4 +452,45 @@ class TaskEnvironment(Protocol):
 
     def make_expert(self, task: str) -> Expert:
         """The scripted expert of ``task``, bound to this environment."""
+        ...
+
+
+@runtime_checkable
+class RobotWorld(Protocol):
+    """What ``env.unwrapped`` offers beyond :class:`TaskEnvironment` so that it can stand in for a robot in real time.
+
+    N arm joints, F fingers. Its servos are those of its ``step``; ``reset`` begins an episode as ever.
+    """
+
+    control_hz: int
+    joint_names: tuple[str, ...]
+    """Of the N arm joints, then of the F fingers."""
+
+    @property
+    def update_s(self) -> float:
+        """How much time passes in ``advance``, seconds."""
+        ...
+
+    def move_joints(self, positions: np.ndarray) -> None:
+        """Begin to move the arm to ``positions`` (N,) rad, to be there after one control step and hold."""
+        ...
+
+    def move_fingers(self, opening: float) -> None:
+        """Begin to move the fingers to where their positions add up to ``opening``, m."""
+        ...
+
+    def advance(self) -> None:
+        """Let ``update_s`` seconds pass."""
+        ...
+
+    def joints(self) -> tuple[np.ndarray, np.ndarray]:
+        """Measured positions and velocities (N + F,) of ``joint_names``."""
+        ...
+
+    def pictures(self) -> Mapping[str, np.ndarray]:
+        """What the cameras see now: camera -> uint8 (H, W, 3)."""
+        ...
+
+    def outcome(self) -> Mapping[str, Any]:
+        """``info`` as ``step`` would tell it now: ``task_name``, ``success``, ``wrong``."""
         ...

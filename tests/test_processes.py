@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from moe_robot.processes import interrupts_wait
+from moe_robot.processes import endings_wait, interrupts_wait
 
 
 def test_an_interrupt_waits_for_the_check():
@@ -46,3 +46,31 @@ def test_who_ignores_interrupts_goes_on_ignoring_them():
             check()
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_ending_is_only_noted_and_what_was_there_before_comes_back(number):
+    before = signal.signal(number, fallen := lambda *_: heard.append("before"))
+    heard = []
+    try:
+        with endings_wait() as told:
+            assert not told()
+            signal.raise_signal(number)
+            assert told()
+            assert heard == []
+            signal.raise_signal(number)  # a second one does not wait
+            assert heard == ["before"]
+        assert signal.getsignal(number) is fallen
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_ending_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with endings_wait() as told:
+            signal.raise_signal(signal.SIGHUP)
+            assert not told()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -32,6 +32,8 @@ VERBS = {
     "inspect": "say what a checkpoint is, and what its gate does",
     "extract": "cut out of a mixture the small policy that one instruction needs",
     "bench": "measure speed and memory of rendering, environment and policy",
+    "deploy": "run a policy on a robot behind a rosbridge server, through the safety gate",
+    "sim-node": "put PitStop behind the rosbridge protocol, as if it were a robot",
 }
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UsageError(str(unknown("option" if verb.startswith("-") else "verb", verb, VERBS)))
         name = f"moe-robot {verb}"
-        module = importlib.import_module(f"moe_robot.cli.{verb}")
+        module = importlib.import_module(f"moe_robot.cli.{verb.replace('-', '_')}")
         options = parse(module.Options, rest, name, VERBS[verb])
         status = DONE if options is None else int(module.run(options) or DONE)
         sys.stdout.flush()

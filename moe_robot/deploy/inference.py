@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from moe_robot.deploy.chunks import Chunk
-from moe_robot.types import Observation
+from moe_robot.types import Observation, UserError
 
 Act = Callable[[Observation], np.ndarray]
 """From an observation to a chunk of actions (H, A)."""
+
+LONGEST_REASON = 400
+"""Characters of why a policy failed."""
 
 
 class PolicyProcess:
@@ -110,7 +113,8 @@ def _serve(pipe: Connection, make: Callable[[], Act]) -> None:
     except EOFError:
         pass  # the parent is gone
     except Exception as error:  # whatever a stranger's policy raises is told in one line, and ends it
-        pipe.send(("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        pipe.send(("failed", kind + " ".join(str(error).split())[:LONGEST_REASON]))
 
 
 def _checked(actions: Any) -> np.ndarray:

@@ -69,7 +69,7 @@ class ControlLoop:
         self._robot, self._contract, self._policy, self._task = robot, contract, policy, task
         self._buffer = ChunkBuffer(contract.period_s, contract.max_command_age_s, decay)
         self._beginning = self._asked_since = (0, 0)  # numbers of a connection and of an enabling
-        self._answered = math.inf
+        self._answered, self._asked_about = math.inf, -math.inf
         self._twist: np.ndarray | None = None
         self.timings = Timings()
 
@@ -127,8 +127,8 @@ class ControlLoop:
             if self._asked_since == self._beginning:
                 self._buffer.add(chunk)
         seen = observe(sensed, self._contract, self._task)
-        if seen and self._policy.ask(*seen):
-            self._asked_since = self._beginning
+        if seen and seen[1] != self._asked_about and self._policy.ask(*seen):
+            self._asked_since, self._asked_about = self._beginning, seen[1]
 
     def _command(self, action: tuple[np.ndarray, float] | None, sensed: Sensed) -> Command | None:
         if action is None or sensed.newest is None:

@@ -305,9 +305,12 @@ class MultimodalPolicy(nn.Module):
     def select_action(self, observation: Observation) -> np.ndarray:
         """The next action (A,), float32. Runs the network when the last chunk's ``execute`` steps are used up."""
         if not self._queue:
-            chunk_HA = self.predict_action_chunk(self.senses.batch_of_one(observation))[0]
-            self._queue.extend(chunk_HA[: self.config.execute].cpu().numpy().astype(np.float32))
+            self._queue.extend(self.action_chunk(observation)[: self.config.execute])
         return self._queue.popleft()
+
+    def action_chunk(self, observation: Observation) -> np.ndarray:
+        """The plan for the next H control steps, float32 (H, A). Always runs the network."""
+        return self.predict_action_chunk(self.senses.batch_of_one(observation))[0].cpu().numpy().astype(np.float32)
 
     def reset(self) -> None:
         """Forget the episode: the rest of the last chunk is dropped."""

@@ -55,7 +55,7 @@ def _raise(error: BaseException):
 
 @pytest.mark.parametrize("name", cli.VERBS)
 def test_every_advertised_verb_has_frozen_options_with_help_and_something_to_run(name):
-    module = importlib.import_module(f"moe_robot.cli.{name}")
+    module = importlib.import_module(f"moe_robot.cli.{name.replace('-', '_')}")
     assert is_dataclass(module.Options)
     assert module.Options.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert callable(module.run)

@@ -241,3 +241,12 @@ def test_a_policy_that_hangs_with_the_interpreter_lock_delays_neither_loop_nor_s
     assert steps[-1].decision.failure.rule == "policy"
     assert not process.ready
     process.stop()
+
+
+def test_the_policy_is_not_asked_twice_about_the_same_observation(pitstop):
+    policy, asked = Pondering(delay=0), []
+    stage, ask = Stage(pitstop, policy, Fault("dropped", 1.0, 2.0)), policy.ask
+    policy.ask = lambda observation, observed: asked.append(observed) or ask(observation, observed)
+    stage.until(3.0)
+    assert len(asked) == len(set(asked)) > 10
+    assert max(np.diff(asked)) > 0.9  # nothing new came, and then it goes on

@@ -136,3 +136,35 @@ def test_a_joint_action_names_the_same_waypoint_as_its_cartesian_one():
     np.testing.assert_allclose(position, np.add(MIDDLE, [0.08, -0.12, -0.08]), atol=1e-3)
     assert yaw == pytest.approx(0.05 * np.pi, abs=1e-2)
     assert action[7] == -1.0
+
+
+def test_a_joint_command_moves_the_arm_exactly_as_a_step_does():
+    stepped, commanded = (at_the_middle(control="joint") for _ in range(2))
+    action = np.array([0.1, -0.05, 0.08, 0.1, 0.02, -0.1, 0.05, -1.0])
+    for _ in range(3):
+        commanded.move_joints(commanded.joint_positions() + action[:7])
+        commanded.move_fingers(0.0)
+        for _ in range(5):
+            commanded.advance()
+        _, _, _, _, info = stepped.step(action)
+    np.testing.assert_array_equal(commanded.data.qpos, stepped.data.qpos)
+    assert commanded.outcome() == info
+    assert 5 * commanded.update_s == pytest.approx(1 / 10)
+
+
+def test_the_arm_holds_where_its_last_command_ends():
+    env = at_the_middle()
+    target = env.joint_positions() + 0.05
+    env.move_fingers(0.03)
+    env.move_joints(target)
+    for _ in range(50):
+        env.advance()
+    positions, velocities = env.joints()
+    assert len(positions) == len(velocities) == len(env.joint_names) == 9
+    np.testing.assert_allclose(positions[:7], target, atol=0.002)
+    assert positions[7:].sum() == pytest.approx(0.03, abs=0.001)
+    assert np.abs(velocities).max() < 0.01
+    env.reset(seed=1)  # another episode knows nothing of the last one's target
+    before = env.joint_positions()
+    env.advance()
+    np.testing.assert_allclose(env.joint_positions(), before, atol=0.001)

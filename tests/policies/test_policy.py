@@ -14,7 +14,7 @@ from moe_policies.presets import PRESETS
 from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places
 from moe_policies.trunk import Gating, Tokens
 from moe_robot.registry import load_policy, presets
-from moe_robot.types import Features, Observation, Policy, UserError
+from moe_robot.types import Features, Observation, PlansAhead, Policy, UserError
 
 SMALL = {"width": 32, "hidden": 32, "layers": 2, "stem_channels": 8, "patches": 2, "glimpses": 2}
 
@@ -304,3 +304,14 @@ def test_other_cameras_and_sizes_work(statistics_of):
     action = policy.select_action(Observation({"top": frame}, np.zeros(2, np.float32), "go"))
     assert action.shape == (1,)
     assert action.dtype == np.float32
+
+
+def test_a_chunk_begins_with_the_actions_that_are_played(features, statistics, batch):
+    policy = make(features, statistics)
+    chunk = policy.action_chunk(observation(batch))
+    assert isinstance(policy, PlansAhead)
+    assert chunk.shape == (policy.config.chunk, 3)
+    assert chunk.dtype == np.float32
+    played = [policy.select_action(observation(batch)) for _ in range(policy.config.execute)]
+    np.testing.assert_array_equal(played, chunk[: policy.config.execute])
+    assert policy.inference_count == 2

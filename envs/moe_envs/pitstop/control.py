@@ -47,21 +47,23 @@ STATE_BOUND = np.array([2 * math.pi] * 7 + [30.0] * 7 + [0.1] + [1.5] * 3 + [mat
 
 @dataclass(frozen=True)
 class Motion:
-    """What the servos are asked for during one control step.
+    """What the servos are asked for during one control step, and until another motion begins.
 
     Attributes:
         start: (7,) measured joint positions, rad.
         velocity: (7,) constant joint velocity, rad/s.
         opening: distance between the finger pads, metres.
+        period: length of the control step, seconds.
     """
 
     start: np.ndarray
     velocity: np.ndarray
     opening: float
+    period: float
 
     def reference(self, seconds: float) -> np.ndarray:
-        """(7,) joint references ``seconds`` into the step."""
-        return self.start + self.velocity * (seconds + SERVO_LEAD)
+        """(7,) joint references ``seconds`` into the step; after its end the place where it ends."""
+        return self.start + self.velocity * (seconds + SERVO_LEAD if seconds < self.period else self.period)
 
 
 def tool_pose(chain: SerialChain, q: np.ndarray) -> tuple[np.ndarray, float]:
@@ -91,9 +93,14 @@ def plan(chain: SerialChain, q: np.ndarray, action: np.ndarray, control: str, pe
         goal = np.clip(position + POSITION_UNIT * action[:3], WORKSPACE[:, 0], WORKSPACE[:, 1])
         goal_yaw = min(max(yaw + YAW_UNIT * float(action[3]), -MAX_HAND_YAW), MAX_HAND_YAW)
         target = chain.solve(q, goal, yaw_rotation(goal_yaw) @ DOWN, POSTURE, IK_ITERATIONS)
+    return motion_to(chain, q, target, MAX_OPENING * 0.5 * (float(action[-1]) + 1.0), period)
+
+
+def motion_to(chain: SerialChain, q: np.ndarray, target: np.ndarray, opening: float, period: float) -> Motion:
+    """The motion of one control step from ``q`` to ``target`` (7,), or as far towards it as the joints may go in it."""
     velocity = (np.clip(target, chain.limits[:, 0], chain.limits[:, 1]) - q) / period
     velocity *= _fraction(float(np.max(np.abs(velocity))), MAX_JOINT_SPEED)
-    return Motion(q.copy(), velocity, MAX_OPENING * 0.5 * (float(action[-1]) + 1.0))
+    return Motion(q.copy(), velocity, opening, period)
 
 
 def joint_action(chain: SerialChain, q: np.ndarray, action: np.ndarray) -> np.ndarray:

@@ -56,6 +56,7 @@ class PitStopEnv(gymnasium.Env):
     task_groups: Mapping[str, tuple[str, ...]] = rules.TASK_GROUPS
     instruction_sets: tuple[str, ...] = INSTRUCTION_SETS
     state_names: tuple[str, ...] = controls.STATE_NAMES
+    joint_names: tuple[str, ...] = (*panda.JOINTS, *panda.FINGERS)
 
     def __init__(
         self,
@@ -105,6 +106,8 @@ class PitStopEnv(gymnasium.Env):
         self._window: Window | None = None
         self._task = self._named = rules.TASKS[self.tasks[0]]
         self._allowed: frozenset[str] = frozenset()
+        self._motion = controls.Motion(panda.POSTURE, np.zeros(7), dim.MAX_OPENING, 1.0 / self.control_hz)
+        self._followed = 0
 
         spaces: dict[str, gymnasium.Space] = {
             "agent_pos": gymnasium.spaces.Box(-controls.STATE_BOUND, controls.STATE_BOUND, dtype=np.float32)
@@ -150,14 +153,12 @@ class PitStopEnv(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Move for one control period. Terminates on success and when something else was done."""
         period = 1.0 / self.control_hz
-        motion = controls.plan(self.chain, self.joint_positions(), np.asarray(action, float), self.control, period)
-        self.data.ctrl[self._gripper] = motion.opening / 2
-        substeps = round(period / TIMESTEP / REFERENCE_UPDATES)
-        for update in range(REFERENCE_UPDATES):
-            self.data.ctrl[self._arm] = motion.reference((update + 0.5) * period / REFERENCE_UPDATES)
-            mujoco.mj_step(self.model, self.data, substeps)
+        action = np.asarray(action, float)
+        self._begin(controls.plan(self.chain, self.joint_positions(), action, self.control, period))
+        for _ in range(REFERENCE_UPDATES):
+            self._follow()
         self._refresh()
-        info = self._info(self.state())
+        info = self.outcome()
         success = bool(info["success"])
         terminated = success or bool(info["wrong"]) or bool(info["named_success"])
         if self.render_mode == "human":
@@ -188,6 +189,40 @@ class PitStopEnv(gymnasium.Env):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but GL, which belongs to one process: the copy opens its own at its first picture."""
         return {**self.__dict__, "_renderer": None, "_window": None}
+
+    # ------------------------------------------------------------------ as a robot in real time
+
+    @property
+    def update_s(self) -> float:
+        """How much time passes in :meth:`advance`, seconds."""
+        return 1.0 / self.control_hz / REFERENCE_UPDATES
+
+    def move_joints(self, positions: np.ndarray) -> None:
+        """Begin to move the joints to ``positions`` (7,), rad.
+
+        The servos get there, as they do in :meth:`step`, after one control period at no more than 2.5 rad/s, and hold.
+        """
+        opening = 2 * float(self.data.ctrl[self._gripper])
+        period = 1.0 / self.control_hz
+        self._begin(controls.motion_to(self.chain, self.joint_positions(), positions, opening, period))
+
+    def move_fingers(self, opening: float) -> None:
+        """Begin to move the finger pads ``opening`` metres apart."""
+        self.data.ctrl[self._gripper] = min(max(opening, 0.0), dim.MAX_OPENING) / 2
+
+    def advance(self) -> None:
+        """Let ``update_s`` seconds pass."""
+        self._follow()
+        self._refresh()
+
+    def joints(self) -> tuple[np.ndarray, np.ndarray]:
+        """Measured positions (9,) and velocities (9,) of ``joint_names``: rad and rad/s, of the fingers m and m/s."""
+        position = self.data.qpos[np.concatenate([self._arm_qpos, self._finger_qpos])]
+        return position, self.data.qvel[np.concatenate([self._arm_dof, self._finger_dof])]
+
+    def outcome(self) -> dict[str, Any]:
+        """``info`` as :meth:`step` would tell it now."""
+        return self._info(self.state())
 
     # ------------------------------------------------------------------ for collection and evaluation
 
@@ -244,6 +279,7 @@ class PitStopEnv(gymnasium.Env):
         self._arm_qpos = np.array([int(model.joint(name).qposadr[0]) for name in panda.JOINTS])
         self._arm_dof = np.array([int(model.joint(name).dofadr[0]) for name in panda.JOINTS])
         self._finger_qpos = np.array([int(model.joint(name).qposadr[0]) for name in panda.FINGERS])
+        self._finger_dof = np.array([int(model.joint(name).dofadr[0]) for name in panda.FINGERS])
         self._hand = int(model.body("hand").id)
         self._object_ids = {
             name: (int(model.body(name).id), int(model.joint(name).dofadr[0]))
@@ -277,8 +313,20 @@ class PitStopEnv(gymnasium.Env):
             panda.POSTURE, layout.tool, yaw_rotation(layout.yaw) @ panda.DOWN, panda.POSTURE, iterations=30
         )
         data.qpos[self._arm_qpos] = data.ctrl[self._arm] = q
-        data.qpos[self._finger_qpos] = data.ctrl[self._gripper] = dim.MAX_OPENING / 2
+        data.qpos[self._finger_qpos] = dim.MAX_OPENING / 2
+        self._begin(controls.Motion(q, np.zeros(7), dim.MAX_OPENING, 1.0 / self.control_hz))
         self._refresh()
+
+    def _begin(self, motion: controls.Motion) -> None:
+        self._motion, self._followed = motion, 0
+        self.data.ctrl[self._gripper] = motion.opening / 2
+
+    def _follow(self) -> None:
+        """One update of the servo reference, and the physics until the next."""
+        period = 1.0 / self.control_hz
+        self.data.ctrl[self._arm] = self._motion.reference((self._followed + 0.5) * period / REFERENCE_UPDATES)
+        mujoco.mj_step(self.model, self.data, round(period / TIMESTEP / REFERENCE_UPDATES))
+        self._followed += 1
 
     def _refresh(self) -> None:
         """Bring poses, cameras and lights up to the joint positions; ``mj_step`` leaves them one substep behind."""

@@ -55,6 +55,7 @@ class RosbridgeRobot:
         self._heard: dict[str, float] = {}
         self._lock = threading.Lock()
         self._connected = False
+        self._simulated: bool | None = None
         self._outgoing: GatedCommand | None = None
         self._all_said = threading.Event()
         self._all_said.set()
@@ -95,6 +96,16 @@ class RosbridgeRobot:
         """How the connection is doing."""
         return self._inbox.status(self._connected)
 
+    @property
+    def simulated(self) -> bool | None:
+        """Whether the bridge said that its robot is simulated and can hurt nobody; None before a connection."""
+        return self._simulated
+
+    @property
+    def epoch(self) -> int:
+        """Number of the connection."""
+        return self._inbox.epoch
+
     async def _converse(self, connection: ClientConnection) -> None:
         """All that is said on one connection, until it breaks."""
         for topic, kind in command_messages.topics(self._contract).items():
@@ -104,6 +115,8 @@ class RosbridgeRobot:
         self._heard = dict.fromkeys(self._sources, self.now())
         with self._lock:
             self._inbox.begin_epoch()
+            answer = connection.response
+            self._simulated = answer is not None and answer.headers.get("Server") == wire.SIMULATED
             self._connected = True
         try:
             async with asyncio.TaskGroup() as group:

@@ -1,7 +1,8 @@
-"""The rosbridge v2 protocol as bytes: what is sent is JSON, what comes may be JSON or CBOR and is not trusted."""
+"""The rosbridge v2 protocol as bytes: a client sends JSON, a bridge JSON or CBOR; what comes is not trusted."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ ARRAYS = {
     81: ">f4", 82: ">f8", 85: "<f4", 86: "<f8",
 }  # fmt: skip
 """CBOR tag of a typed array (RFC 8746) -> its dtype. No other tag is let through: some build objects of any size."""
+FLOAT64 = 86
+SIMULATED = "moe-robot-sim-node"
+"""What the simulated robot's bridge calls itself when a connection is made: what answers so can hurt nobody."""
 
 _JSON_PARTS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 """A string, even one without an end, or a bracket. Linear in the length of the text, whatever it is."""
@@ -140,3 +144,26 @@ def advertise(topic: str, kind: str) -> str:
 def publish(topic: str, message: Mapping[str, Any]) -> str:
     """Send one message. NaN and infinity, which JSON does not have, raise a ValueError."""
     return _sent(op="publish", topic=topic, msg=message)
+
+
+def told(topic: str, message: Mapping[str, Any], cbor: bool) -> str | bytes:
+    """A message as a bridge sends it. In JSON its bytes become base64, and its arrays of float64 lists.
+
+    NaN and infinity, which JSON does not have, raise a ValueError.
+    """
+    if cbor:
+        return cbor2.dumps({"op": "publish", "topic": topic, "msg": message}, default=_typed_array)
+    return json.dumps({"op": "publish", "topic": topic, "msg": message}, allow_nan=False, default=_plain)
+
+
+def status(complaint: str) -> str:
+    """What a bridge says to a client that it does not understand."""
+    return _sent(op="status", level="error", msg=complaint)
+
+
+def _typed_array(encoder: Any, value: np.ndarray) -> None:
+    encoder.encode(cbor2.CBORTag(FLOAT64, np.asarray(value, "<f8").tobytes()))
+
+
+def _plain(value: bytes | np.ndarray) -> Any:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value.tolist()

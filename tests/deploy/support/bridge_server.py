@@ -18,9 +18,9 @@ CERTIFICATE = Path(__file__).with_name("localhost.pem")
 PATIENCE_S = 20.0
 
 
-def wait_until(condition, what="it"):
+def wait_until(condition, what="it", patience_s=PATIENCE_S):
     """Wait for something that must come, however slow the machine."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen"
         time.sleep(0.005)

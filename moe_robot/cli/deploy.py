@@ -1,0 +1,151 @@
+"""``moe-robot deploy``: runs a policy on a robot behind a rosbridge server, with the safety gate between them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import tyro
+
+from moe_robot.registry import checkpoint_directory
+from moe_robot.types import UserError
+
+if TYPE_CHECKING:
+    from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
+    from moe_robot.deploy.inference import PolicyProcess
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``moe-robot deploy``."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A checkpoint folder, or a training run that holds one."""
+    contract: str
+    """The robot's contract: a YAML file, or a shipped one by its name (pitstop)."""
+    instruction: str
+    """What the robot is to do, in one sentence."""
+    live: bool = False
+    """Let commands reach the robot once it is enabled. Without it they are judged and counted, and nothing moves."""
+    enable_at_start: bool = False
+    """Enable it without being asked, on every new connection. Only for a simulated robot on this machine."""
+    seconds: float | None = None
+    """End after so many. Left out: until q or Ctrl-C."""
+    address: str | None = None
+    """Of the rosbridge server, in place of the contract's: ws:// on this machine, else wss://."""
+    ca_file: Path | None = None
+    """Certificates to trust for wss://, in place of the system's."""
+    blend: float | None = None
+    """Average overlapping action chunks, each newer one weighted down by exp(-RATE), in place of playing the newest.
+    Smoother; worse for policies whose actions count from where the robot is measured to be, as PitStop's do."""
+    json: bool = False
+    """Print a summary as JSON to standard output in the end; the status lines then go to standard error."""
+
+
+def run(options: Options) -> int:
+    """Load and check, connect, run until it is to end; hold, and say what happened."""
+    from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
+    from moe_robot.deploy.checkpoint import load_act
+    from moe_robot.deploy.contract import load_contract
+    from moe_robot.deploy.guard import GuardedRobot
+    from moe_robot.deploy.inference import PolicyProcess
+    from moe_robot.deploy.loop import ControlLoop
+    from moe_robot.deploy.operator import KEYS, Operator
+    from moe_robot.deploy.report import Report
+    from moe_robot.processes import endings_wait, workers_are_born
+
+    if options.seconds is not None and not options.seconds > 0:
+        raise UserError(f"--seconds {options.seconds:g}: expected more than 0")
+    contract, folder = load_contract(options.contract), checkpoint_directory(options.checkpoint)
+    address = options.address or contract.address
+    if options.enable_at_start:
+        _check_loopback(address)
+    say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
+    io = RosbridgeRobot(contract, address, options.ca_file)
+    robot = GuardedRobot(io, contract)
+    policy = PolicyProcess(partial(load_act, folder, contract, options.instruction))
+    loop = ControlLoop(robot, contract, policy, options.instruction, options.blend)
+    simulation = io if options.enable_at_start else None
+    operator = Operator(robot, options.live, contract.heartbeat_s / 5, say, simulation)
+    report = Report(robot, io, loop.timings, say)
+    with endings_wait() as interrupted:
+        try:
+            with workers_are_born():
+                policy.start()
+            _wait_until_loaded(policy, interrupted)
+            say(f"{folder} fits {contract.robot}; connecting to {address} ({KEYS})")
+            end = time.monotonic() + (options.seconds or math.inf)
+
+            def is_over() -> bool:
+                if simulation:
+                    _check_simulated(simulation, address)
+                gone = operator.wants_to_quit or policy.failure is not None or interrupted()
+                return gone or time.monotonic() >= end
+
+            try:
+                robot.start()
+                operator.start()
+                loop.run(is_over, report.step)
+            finally:
+                report.end()
+                operator.stop()
+                robot.stop()
+        finally:
+            policy.stop()
+        _show({"robot": contract.robot, "live": options.live} | report.summary(), options.json)
+        if interrupted():
+            raise KeyboardInterrupt("the robot was told to hold" if robot.enablings else "nothing had moved")
+    if policy.failure is not None:
+        raise UserError(f"the policy ended: {policy.failure}")
+    if not io.epoch:
+        raise UserError(f"there was no connection to {address}: {io.status().trouble}; start the bridge first")
+    return 0
+
+
+def _show(summary: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, indent=2, allow_nan=False), flush=True)
+        return
+    commands, holds = summary["commands"], summary["holds"]
+    print(
+        f"{summary['steps']} steps; {commands['passed']} commands kept the rules, {commands['sent']} were sent; "
+        f"{len(holds)} holds"
+    )
+    for hold in holds:
+        print(f"  {hold['at']:.1f} s  {hold['message']}")
+    sys.stdout.flush()
+
+
+def _check_loopback(address: str) -> None:
+    from moe_robot.deploy.address import is_loopback
+
+    if not is_loopback(urlsplit(address).hostname or ""):
+        raise UserError(
+            f"--enable-at-start is for a simulated robot on this machine, and {address} is elsewhere: leave it out, "
+            "and enable the robot by hand"
+        )
+
+
+def _check_simulated(io: RosbridgeRobot, address: str) -> None:
+    if io.simulated is False:
+        raise UserError(
+            f"--enable-at-start is for a simulated robot, and what answers at {address} is not moe-robot sim-node: "
+            "leave it out, and enable the robot by hand"
+        )
+
+
+def _wait_until_loaded(policy: PolicyProcess, interrupted: Callable[[], bool]) -> None:
+    while not policy.ready:
+        if policy.failure is not None:
+            raise UserError(policy.failure)
+        if interrupted():
+            raise KeyboardInterrupt("nothing had moved")
+        time.sleep(0.05)

@@ -1,0 +1,43 @@
+"""A trained checkpoint as the policy process asks it: loaded, checked against the contract, and tried once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from moe_robot.deploy.contract import Contract
+from moe_robot.deploy.inference import Act
+from moe_robot.registry import load_policy
+from moe_robot.types import Observation, PlansAhead, Policy
+
+
+def load_act(checkpoint: Path, contract: Contract, task: str) -> Act:
+    """What a :class:`moe_robot.deploy.inference.PolicyProcess` runs in its child, as a ``functools.partial``.
+
+    The network runs once on black pictures, so that what it refuses is told before the robot is connected, and the
+    first real answer takes no longer than the others.
+
+    Args:
+        checkpoint: a checkpoint folder or a training run.
+        contract: of the robot.
+        task: the instruction.
+
+    Raises:
+        UserError: there is no such checkpoint, the policy would misread the robot, or it cannot follow ``task``.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # the control loop has the others
+    policy: Policy = load_policy(checkpoint)
+    contract.check_policy(policy.features)
+
+    def act(observation: Observation) -> np.ndarray:
+        if isinstance(policy, PlansAhead):
+            return policy.action_chunk(observation)
+        policy.reset()
+        return policy.select_action(observation)[None]
+
+    black = {name: np.zeros((*size, 3), np.uint8) for name, size in policy.features.cameras.items()}
+    act(Observation(black, np.zeros(len(policy.features.state_names), np.float32), task))
+    return act

@@ -1,0 +1,1 @@
+"""A simulated world behind a rosbridge server, as if it were a robot."""

@@ -1,0 +1,116 @@
+"""The simulated robot in real time: it obeys, lives, tells; a referee judges each episode and begins the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from moe_robot.deploy.simulation.bridge import BridgeServer
+from moe_robot.deploy.simulation.robot import SimulatedRobot
+
+FARTHEST_BEHIND_S = 0.1
+"""Of real time: what is missed beyond this is left out, so that the world does not hurry after it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one episode ended.
+
+    Attributes:
+        task: its name.
+        seed: that decided the layout.
+        result: ``wrong`` when something else than the task was done.
+        seconds: of the world, from the first command on.
+        behind_s: seconds of real time that the world left out meanwhile, for the machine was too slow.
+    """
+
+    task: str
+    seed: int
+    result: Literal["success", "wrong", "time out"]
+    seconds: float
+    behind_s: float
+
+
+class SimNode:
+    """Runs a world behind a bridge. The connections are broken before each new episode: the robot began anew."""
+
+    def __init__(
+        self,
+        env: Any,
+        robot: SimulatedRobot,
+        server: BridgeServer,
+        task: str,
+        seed: int,
+        trouble: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Begin the first episode.
+
+        Args:
+            env: the environment whose ``unwrapped`` the robot speaks for.
+            robot: it.
+            server: listens already.
+            task: of all episodes.
+            seed: of the first; each later one has the next.
+            trouble: told of commands that could not be obeyed.
+        """
+        self._env, self._robot, self._server, self._trouble = env, robot, server, trouble
+        self._task, self._seed = task, seed
+        self._limit_s: float = env.spec.max_episode_steps / env.unwrapped.control_hz
+        self._behind_s = 0.0
+        self._begin()
+
+    @property
+    def instruction(self) -> str:
+        """What the environment would ask for in this episode."""
+        return self._env.unwrapped.task_description
+
+    def episode(
+        self, now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> Outcome:
+        """Live until the episode is decided, and begin the next.
+
+        The robot's time runs always, the episode's from its first command on.
+        """
+        world, due = self._env.unwrapped, now()
+        per_step = round(1 / world.control_hz / world.update_s)
+        begun, updates = False, 0
+        while True:
+            if (early := due - now()) > 0:
+                sleep(early)
+            begun = self._obey() or begun
+            self._robot.advance()
+            for topic, message in self._robot.messages(time.time(), self._server.wanted).items():
+                self._server.tell(topic, message)
+            updates += begun
+            if begun and updates % per_step == 0 and (outcome := self._judge(updates * world.update_s)):
+                self._seed += 1
+                self._begin()
+                return outcome
+            due = self._next(due + world.update_s, now())
+
+    def _begin(self) -> None:
+        self._env.reset(seed=self._seed, options={"task": self._task})
+        self._server.restart()
+        self._behind_s = 0.0
+
+    def _obey(self) -> bool:
+        """Whether there was a command that could be obeyed."""
+        complaints = [self._robot.obey(topic, message) for topic, message in self._server.take().items()]
+        for complaint in filter(None, complaints):
+            self._trouble(complaint)
+        return None in complaints
+
+    def _judge(self, seconds: float) -> Outcome | None:
+        told = self._env.unwrapped.outcome()
+        result = "success" if told["success"] else "wrong" if told["wrong"] else None
+        if result is None and seconds >= self._limit_s:
+            result = "time out"
+        return Outcome(self._task, self._seed, result, seconds, self._behind_s) if result else None
+
+    def _next(self, due: float, now: float) -> float:
+        if (missed := now - due) <= FARTHEST_BEHIND_S:
+            return due
+        self._behind_s += missed
+        return now
