@@ -30,7 +30,7 @@ def out(tmp_path_factory):
 
 def test_the_report_has_every_number_with_its_interval_and_seeds(out):
     report = json.loads((out / "report.json").read_text())
-    assert report["schema"] == 2
+    assert report["schema"] == 3
     assert (report["preset"], report["env"], report["instructions"]) == ("moe", "moe_robot/PitStop-v0", "seen")
     assert len(report["checkpoint_sha256"]) == 64
     assert set(report["tasks"]) == TASKS
