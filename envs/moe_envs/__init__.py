@@ -31,14 +31,11 @@ def make_pitstop(**options: Any) -> Any:
 
     ``options`` are those of :class:`moe_envs.pitstop.env.PitStopEnv`.
     """
-    from gymnasium.wrappers import TimeLimit
-
     _require_mujoco()
     from moe_envs.pitstop.env import PitStopEnv
     from moe_envs.pitstop.tasks import TIME_LIMIT_S
 
-    env = PitStopEnv(**options)
-    return TimeLimit(env, max_episode_steps=round(TIME_LIMIT_S * env.control_hz))
+    return _limited(PitStopEnv(**options), TIME_LIMIT_S)
 
 
 def make_metaworld(**options: Any) -> Any:
@@ -46,14 +43,17 @@ def make_metaworld(**options: Any) -> Any:
 
     ``options`` are those of :class:`moe_envs.metaworld.env.MetaWorldEnv`.
     """
-    from gymnasium.wrappers import TimeLimit
-
     _require_mujoco()
     from moe_envs.metaworld.env import MetaWorldEnv
     from moe_envs.metaworld.world import STEP_LIMIT, STEP_SECONDS
 
-    env = MetaWorldEnv(**options)
-    return TimeLimit(env, max_episode_steps=round(STEP_LIMIT * STEP_SECONDS * env.control_hz))
+    return _limited(MetaWorldEnv(**options), STEP_LIMIT * STEP_SECONDS)
+
+
+def _limited(env: Any, seconds: float) -> Any:
+    from gymnasium.wrappers import TimeLimit
+
+    return TimeLimit(env, max_episode_steps=round(seconds * env.control_hz))
 
 
 def _require_mujoco() -> None:

@@ -30,3 +30,9 @@ def image_size(size: int | tuple[int, int]) -> tuple[int, int]:
     if not (8 <= height <= 2048 and 8 <= width <= 2048):
         raise UserError(f"image_size={size!r} is not offered: expected 8 to 2048 pixels, or (height, width)")
     return height, width
+
+
+def largest(*sizes: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that a picture of each of ``sizes`` fits in."""
+    heights, widths = zip(*sizes, strict=True)
+    return max(heights), max(widths)

@@ -146,9 +146,8 @@ class Router(nn.Module):
 
     def _choose(self, logits_TE: Tensor, mask_TE: Tensor | None, modality_T: Tensor, noise: Noise | None) -> Choice:
         heard_TE, none_T1 = logits_TE, None
-        if (
-            mask_TE is not None
-        ):  # a token without any expert has no distribution: zeros, not the NaN of an empty softmax
+        if mask_TE is not None:
+            # A token without any expert has no distribution: zeros, not the NaN of an empty softmax.
             none_T1 = ~mask_TE.any(dim=-1, keepdim=True)
             heard_TE = logits_TE.masked_fill(none_T1, 0.0)
         probabilities_TE = heard_TE.softmax(dim=-1)

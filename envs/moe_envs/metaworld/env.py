@@ -212,7 +212,7 @@ class MetaWorldEnv(gymnasium.Env):
     def _drawing(self) -> Drawing:
         world = self._world()
         if world.task not in self._drawings:
-            size = (max(self.image_size[0], PICTURE_SIZE[0]), max(self.image_size[1], PICTURE_SIZE[1]))
+            size = offered.largest(self.image_size, PICTURE_SIZE)
             self._drawings[world.task] = Drawing(world.file, self.render_quality, size)
         return self._drawings[world.task]
 

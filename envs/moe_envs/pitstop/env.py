@@ -356,7 +356,7 @@ class PitStopEnv(gymnasium.Env):
 
     def _open_renderer(self) -> CameraRenderer:
         if self._renderer is None:
-            size = (max(self.image_size[0], PICTURE_SIZE[0]), max(self.image_size[1], PICTURE_SIZE[1]))
+            size = offered.largest(self.image_size, PICTURE_SIZE)
             hidden = (panda.DETAIL_GROUP,) if self.render_quality == "full" else ()
             self._renderer = CameraRenderer(self.model, self.render_quality, size, hidden)
         return self._renderer
