@@ -12,8 +12,13 @@ def pointing():
 
 
 def echoing():
-    """Answers with what it sees of the instruction and the state."""
-    return lambda observation: np.array([[len(observation.task), *observation.state]])
+    """Answers, after long enough to be found busy, with what it sees of the instruction and the state."""
+
+    def act(observation):
+        time.sleep(0.5)
+        return np.array([[len(observation.task), *observation.state]])
+
+    return act
 
 
 def hanging():
