@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moe_envs.rendering import QUALITIES, has_display
 from moe_robot.registry import unknown
 from moe_robot.types import UserError
@@ -13,6 +15,14 @@ def one_of(option: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of ``choices``, naming the nearest."""
     if value not in choices:
         raise unknown(option, str(value), choices)
+
+
+def cameras(chosen: str | Sequence[str], offered: tuple[str, ...]) -> tuple[str, ...]:
+    """The cameras to observe, one by its bare name or several; refuses one that is not ``offered``."""
+    names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    for name in names:
+        one_of("camera", name, offered)
+    return names
 
 
 def check_drawing(quality: str, mode: str | None) -> None:

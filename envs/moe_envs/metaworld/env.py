@@ -61,7 +61,7 @@ class MetaWorldEnv(gymnasium.Env):
         task: str = "mt50",
         control_hz: int = 80,
         image_size: int | tuple[int, int] = 96,
-        cameras: Sequence[str] = ("corner2",),
+        cameras: str | Sequence[str] = ("corner2",),
         render: str = "fast",
         render_mode: str | None = None,
     ) -> None:
@@ -81,15 +81,13 @@ class MetaWorldEnv(gymnasium.Env):
         """
         require()
         one_of("task", task, (*TASK_GROUPS, *MT50))
-        for camera in cameras:
-            one_of("camera", camera, CAMERAS)
         check_drawing(render, render_mode)
         if control_hz not in CONTROL_RATES:
             raise UserError(
                 f"control_hz={control_hz!r} is not offered: choose from {', '.join(map(str, CONTROL_RATES))}"
             )
         self.control_hz, self.image_size = int(control_hz), offered.image_size(image_size)
-        self.cameras, self.render_quality, self.render_mode = tuple(cameras), render, render_mode
+        self.cameras, self.render_quality, self.render_mode = offered.cameras(cameras, CAMERAS), render, render_mode
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
         self.tasks: tuple[str, ...] = TASK_GROUPS.get(task, (task,))
         self.task_description = ""

@@ -64,7 +64,7 @@ class PitStopEnv(gymnasium.Env):
         control: str = "cartesian",
         control_hz: int = 10,
         image_size: int | tuple[int, int] = 96,
-        cameras: Sequence[str] = CAMERAS,
+        cameras: str | Sequence[str] = CAMERAS,
         render: str = "fast",
         render_mode: str | None = None,
     ) -> None:
@@ -87,10 +87,8 @@ class PitStopEnv(gymnasium.Env):
         check_drawing(render, render_mode)
         if control_hz not in CONTROL_RATES:
             raise UserError(f"control_hz={control_hz!r} is not offered: choose from 10 or 20")
-        for camera in cameras:
-            one_of("camera", camera, CAMERAS)
         self.objects, self.control, self.control_hz = objects, control, int(control_hz)
-        self.cameras, self.render_quality, self.render_mode = tuple(cameras), render, render_mode
+        self.cameras, self.render_quality, self.render_mode = offered.cameras(cameras, CAMERAS), render, render_mode
         self.image_size = offered.image_size(image_size)
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
         self.tasks: tuple[str, ...] = rules.SCENE_TASKS[objects]
