@@ -19,10 +19,11 @@ RoutingUnit = Literal["token", "segment", "instruction"]
 BalanceGroups = Literal["role", "all"]
 Activation = Literal["swiglu", "geglu", "relu"]
 ExpertKind = Literal["mlp", "convolution", "attention"]
+Search = Literal["things", "sentence"]
 Head = Literal["l1", "flow", "mixture1991"]
 CHOICES = {
     "feed_forward": FeedForwardKind, "gate": GateKind, "gate_choice": GateChoice, "routing_unit": RoutingUnit,
-    "balance_groups": BalanceGroups, "activation": Activation, "head": Head,
+    "balance_groups": BalanceGroups, "activation": Activation, "search": Search, "head": Head,
 }  # fmt: skip
 
 
@@ -124,7 +125,10 @@ class PolicyConfig:
     patches: int = 4
     """The feature map is pooled to patches x patches tokens per camera."""
     glimpses: int = 4
-    """Tokens per camera read from the fine feature map, half of them where the instruction points."""
+    """Tokens per camera read from the fine feature map, half of what they hold where the instruction points."""
+    search: Search = "things"
+    """What the glimpses look for: every thing by its own name, of which the sentence then chooses (PitStop tells where
+    the red cube is); or what the sentence is about (Meta-World tells where "the object" and "the goal" are)."""
     text: str = "scratch"
     """Text encoder: "scratch", "bundled:minilm", a local directory, a hub id, or "none" (cannot read)."""
     head: Head = "l1"

@@ -72,7 +72,10 @@ def _stems(network: Network, words: int) -> int:
             )
             total += 2 * place * glimpse.key.weight.numel()  # keys
             total += 2 * q * place * (2 * glimpse.queries.shape[1] + 2)  # scores; features and places of the finds
-            total += 2 * glimpse.point.weight.numel() + 2 * half * q * find  # pointing
+            if glimpse.point is not None:
+                total += 2 * glimpse.point.weight.numel() + 2 * half * q * find  # pointing
+            else:
+                total += 2 * glimpse.ask.weight.numel()
             total += 2 * glimpse.n_tokens * glimpse.project.weight.numel()
     total += sum(_linear_flops(stem) for stem in network.states)
     if network.text is not None:

@@ -85,27 +85,34 @@ def unit(x: Tensor, dim: int) -> Tensor:
 
 
 class Glimpse(nn.Module):
-    """Finds things in a camera's fine feature map, and reads where the instruction points.
+    """Finds things in a camera's fine feature map and reads there, half of it for what the instruction is about.
 
-    Each of a few learned queries is compared with every place of the map; the softmax over places gives an expected
-    image position and the features there (a spatial softmax, Levine et al. 2016, as attention). The sentence then
-    chooses among these finds: it weighs them, and the weighted sums are half of what the tokens hold. The other half
-    are the finds of the first queries, for what matters in every task, such as the hand.
+    A query is compared with every place of the map; the softmax over places gives an expected image position and the
+    features there (a spatial softmax, Levine et al. 2016, as attention). Some queries are learned vectors, for what
+    matters in every task, such as the hand; their finds are half of what the tokens hold. For the other half there are
+    two ways, ``config.search``:
 
-    The sentence does not steer the search itself: so finds are learned from every sample, whatever it asks for.
+    - ``things``: further learned queries look for all things there are, and the sentence chooses among the finds: it
+      weighs them. So finds are learned from every sample, whatever it asks for.
+    - ``sentence``: the sentence makes the queries. So one query serves for whatever a sentence may call its object.
 
     Args:
-        n_things: further queries, one for each thing whose place the demonstrations tell.
+        n_things: how many things the demonstrations tell the places of.
     """
 
     def __init__(self, config: PolicyConfig, n_things: int, reads_per_token: int = 4) -> None:
         super().__init__()
-        c, self.n_tokens = config.stem_channels, config.glimpses
-        self.n_half = self.n_tokens * reads_per_token // 2
-        n_queries = self.n_half + n_things
+        c, s, self.n_tokens = config.stem_channels, config.width * SUMMARY_HEADS, config.glimpses
+        self.n_half, self.n_things = self.n_tokens * reads_per_token // 2, n_things
+        by_sentence = config.search == "sentence"
+        n_more = max(self.n_half, n_things) if by_sentence else n_things
+        n_queries = self.n_half + n_more
         self.key = nn.Conv2d(c, c, 1)
         self.queries = nn.Parameter(torch.randn(n_queries, c))
-        self.point = nn.Linear(config.width * SUMMARY_HEADS, self.n_half * n_queries)
+        self.ask = nn.Linear(s, n_more * c, bias=False) if by_sentence else None
+        self.point = None if by_sentence else nn.Linear(s, self.n_half * n_queries)
+        if self.ask is not None:
+            nn.init.normal_(self.ask.weight)  # its input is scaled down instead, which keeps Adam's steps small
         self.scale = nn.Parameter(torch.tensor(3.0))
         self.project = nn.Linear(reads_per_token * self.read_width(config), config.width)
         self.camera = nn.Parameter(torch.randn(self.n_tokens, config.width) * 0.02)
@@ -124,18 +131,31 @@ class Glimpse(nn.Module):
         b, c, h, w = features.shape
         key_BCP = self.key(features).flatten(2)
         # Both are brought to unit size, so that the softmax is neither flat nor saturated from the first step on.
-        scores_BQP = unit(self.queries, -1).to(key_BCP.dtype) @ unit(key_BCP, 1) * (self.scale * c**-0.5)
+        queries = unit(self._queries(summary_BS), -1).to(key_BCP.dtype)
+        scores_BQP = queries @ unit(key_BCP, 1) * (self.scale * c**-0.5)
         attention_BQP = scores_BQP.float().softmax(dim=-1)
         with torch.autocast(features.device.type, enabled=False):  # bf16 would round the position to about a pixel
             place_BQ2 = attention_BQP @ image_places(h, w, features.device)
             seen_BQC = attention_BQP.to(features.dtype) @ features.flatten(2).transpose(1, 2)
             finds_BQR = torch.cat([seen_BQC.float(), place_BQ2 * 2, sinusoid(place_BQ2, PLACE_WIDTH)], dim=-1)
-            weights_BAQ = self.point(summary_BS.float()).view(b, self.n_half, -1).softmax(dim=-1)
-            pointed_BAR = weights_BAQ @ finds_BQR
+            common_BQR, more_BQR = finds_BQR.split([self.n_half, finds_BQR.shape[1] - self.n_half], dim=1)
+            if self.point is None:
+                meant_BAR = more_BQR[:, : self.n_half]
+            else:
+                weights_BAQ = self.point(summary_BS.float()).view(b, self.n_half, -1).softmax(dim=-1)
+                meant_BAR = weights_BAQ @ finds_BQR
         # Every token holds both kinds: interleave the two halves.
-        reads = torch.stack([pointed_BAR, finds_BQR[:, : self.n_half]], dim=1)
+        reads = torch.stack([meant_BAR, common_BQR], dim=1)
         reads = reads.view(b, 2, self.n_tokens, -1, reads.shape[-1]).transpose(1, 2).reshape(b, self.n_tokens, -1)
-        return Tokens.of(self.project(reads) + self.camera, "vision"), finds_BQR[:, self.n_half :]
+        return Tokens.of(self.project(reads) + self.camera, "vision"), more_BQR[:, : self.n_things]
+
+    def _queries(self, summary_BS: Tensor) -> Tensor:
+        """(Q, C), or (B, Q, C) where the sentence makes some of them."""
+        if self.ask is None:
+            return self.queries
+        b, s = summary_BS.shape
+        asked_BQC = self.ask(summary_BS * s**-0.5).view(b, -1, self.queries.shape[-1])
+        return torch.cat([self.queries[: self.n_half].expand(b, -1, -1), self.queries[self.n_half :] + asked_BQC], dim=1)
 
 
 @lru_cache(maxsize=16)

@@ -148,6 +148,36 @@ def test_places_are_learned_from_the_pictures_alone():
     assert np.mean(errors[-20:]) < 0.1 < np.mean(errors[:5])  # in units of 20 pixels
 
 
+@pytest.mark.parametrize(("search", "found"), [("sentence", True), ("things", False)])
+def test_one_query_finds_what_each_sentence_calls_its_object_only_when_the_sentence_makes_it(search, found):
+    """A red and a blue square in the dark; one sentence means the red one, another the blue one."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    config = PolicyConfig(
+        width=16, stem_channels=8, patches=2, glimpses=1, places=("object.x", "object.y"), search=search
+    )
+    stem, glimpse = CameraStem(config), Glimpse(config, n_things=1)
+    places = Places(config.places, Glimpse.read_width(config))
+    sentences = torch.randn(2, SUMMARY_HEADS * 16)
+    optimiser = torch.optim.Adam([*stem.parameters(), *glimpse.parameters(), *places.parameters()], lr=3e-3)
+    errors = []
+    for _ in range(300):
+        corner, meant = rng.integers(0, 40, (32, 2, 2)), rng.integers(0, 2, 32)
+        image = torch.zeros(32, 3, 48, 48)
+        for i, squares in enumerate(corner):
+            for colour, (x, y) in zip((0, 2), squares, strict=True):
+                image[i, colour, y : y + 8, x : x + 8] = 1.0
+        _, finds = glimpse(stem(image)[1], sentences[meant])
+        told = torch.tensor(corner[np.arange(32), meant] / 20.0 - 1.0, dtype=torch.float32)
+        error = (places(finds) - told).abs().mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        errors.append(float(error.detach()))
+    assert (np.mean(errors[-20:]) < 0.15) == found  # in units of 20 pixels
+    assert np.mean(errors[:5]) > 0.3
+
+
 def test_a_policy_without_text_does_not_hear(features, statistics, batch):
     policy = make(features, statistics, text="none")
     a = policy.select_action(observation(batch, task="press the red button"))
