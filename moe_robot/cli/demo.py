@@ -27,12 +27,20 @@ class Options:
 
     out: Path = Path("runs/demo")
     """Folder for the demonstrations, the run, report.html, report.json and videos."""
+    env: str = "pitstop"
+    """Environment: a short name or any Gymnasium id whose environment offers scripted experts."""
+    env_options: tuple[str, ...] = ()
+    """Options of the environment as KEY=VALUE."""
     tasks: str = "demo"
-    """Tasks of the environment `pitstop` and groups of them, with commas between: `demo` (five) or `all` (22)."""
+    """Tasks of the environment and groups of them, with commas between; in `pitstop` `demo` (five) or `all` (22)."""
     minutes: float = 9.0
     """Minutes of training."""
+    steps: int | None = None
+    """Train for this many optimiser steps in place of the minutes."""
     episodes_per_task: int = 400
     """Demonstrations of each task."""
+    tail: int = 0
+    """Control steps that are recorded after success."""
     eval_episodes: int = 30
     """Fresh episodes of each task in the report."""
     seed: int = 0
@@ -59,7 +67,7 @@ def run(options: Options) -> int:
     _claim(options)
     steps: tuple[tuple[str, Callable[[Options], int]], ...] = (
         (f"collecting {options.episodes_per_task} demonstrations of each task", _collect),
-        (f"training the preset {options.preset!r} for {options.minutes:g} minutes", _train),
+        (f"training the preset {options.preset!r} for {_length(options)}", _train),
         (f"evaluating {options.eval_episodes} fresh episodes of each task", _evaluate),
     )
     minutes: list[str] = []
@@ -77,6 +85,10 @@ def run(options: Options) -> int:
         minutes.append(f"{title.split()[0]} {(time.monotonic() - started) / 60:.1f}")
     print(f"minutes: {', '.join(minutes)}")
     return 0
+
+
+def _length(options: Options) -> str:
+    return f"{options.minutes:g} minutes" if options.steps is None else f"{options.steps} steps"
 
 
 def _claim(options: Options) -> None:
@@ -107,9 +119,11 @@ def _collect(options: Options) -> int:
 
     return collect.run(
         collect.Options(
-            env="pitstop",
+            env=options.env,
+            env_options=options.env_options,
             tasks=options.tasks,
             episodes=options.episodes_per_task,
+            tail=options.tail,
             out=options.out / "demonstrations",
             workers=options.workers,
         )
@@ -128,7 +142,8 @@ def _train(options: Options) -> int:
             data=options.out / "demonstrations",
             out=folder,
             preset=options.preset,
-            minutes=options.minutes,
+            minutes=options.minutes if options.steps is None else None,
+            steps=options.steps,
             seed=options.seed,
             device=options.device,
             config=options.config,
@@ -156,7 +171,7 @@ def _evaluate(options: Options) -> int:
         evaluate.Options(
             checkpoint=options.out / "policy",
             out=options.out,
-            env="pitstop",
+            env=options.env,
             tasks=options.tasks,
             episodes=options.eval_episodes,
             seed=REPORT_SEED,
