@@ -11,6 +11,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from moe_envs.labels import in_picture
 from moe_envs.rendering import CameraRenderer, tune_for_speed
 
 CAMERAS = ("corner2", "close", "corner", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
@@ -47,11 +48,19 @@ class Drawing:
         """Camera -> uint8 RGB (height, width, 3) of the poses in ``scene``, upright."""
         for name in POSES:
             getattr(self.data, name)[:] = getattr(scene, name)
+        self._move_cameras(scene)
+        self._renderer.update(self.data)
+        return {camera: self._renderer.draw(self.data, camera, size) for camera in cameras}
+
+    def in_picture(self, places: np.ndarray, scene: mujoco.MjData, camera: str, size: tuple[int, int]) -> np.ndarray:
+        """Where points of the world appear in a camera's picture: see :func:`moe_envs.labels.in_picture`."""
+        self._move_cameras(scene)
+        return in_picture(places, self.model, self.data, camera, size)
+
+    def _move_cameras(self, scene: mujoco.MjData) -> None:
         for camera in self._moving:
             mine, theirs = self.data.camera(camera), scene.camera(camera)
             mine.xpos[:], mine.xmat[:] = theirs.xpos, theirs.xmat
-        self._renderer.update(self.data)
-        return {camera: self._renderer.draw(self.data, camera, size) for camera in cameras}
 
     def describe(self) -> str:
         """The quality, backend and GL driver, for reports."""

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from moe_envs import options as offered
+from moe_envs.labels import OUTSIDE, label_names, labels
 from moe_envs.metaworld.drawing import CAMERAS, Drawing
 from moe_envs.metaworld.expert import MetaWorldExpert
 from moe_envs.metaworld.tasks import MT50, SENTENCES, TASK_GROUPS, TIERS
@@ -24,7 +25,7 @@ PICTURE_SIZE = (480, 480)
 """(height, width) of what ``render()`` gives, for people."""
 STATE_NAMES = ("hand.x", "hand.y", "hand.z", "gripper.opening")
 ACTION_NAMES = ("hand.dx", "hand.dy", "hand.dz", "gripper")
-ENVIRONMENT_NAMES = tuple(f"{thing}.{axis}" for thing in ("object", "second_object", "goal") for axis in "xyz")
+LABELLED_THINGS = ("object", "second_object", "goal")
 STATE_BOUND = 10.0
 KEPT_WORLDS = 8
 """Scenes that stay built; each takes 0.7 s to build and 100 MB, most of it for textures."""
@@ -54,7 +55,6 @@ class MetaWorldEnv(gymnasium.Env):
     scene_per_task = True
     state_names: tuple[str, ...] = STATE_NAMES
     action_names: tuple[str, ...] = ACTION_NAMES
-    environment_names: tuple[str, ...] = ENVIRONMENT_NAMES
 
     def __init__(
         self,
@@ -91,6 +91,7 @@ class MetaWorldEnv(gymnasium.Env):
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
         self.tasks: tuple[str, ...] = TASK_GROUPS.get(task, (task,))
         self.task_description = ""
+        self.environment_names = label_names(LABELLED_THINGS, self.cameras)
         self._repeat = round(1 / STEP_SECONDS / self.control_hz)
         self._worlds: OrderedDict[str, World] = OrderedDict()
         self._drawings: dict[str, Drawing] = {}
@@ -180,12 +181,18 @@ class MetaWorldEnv(gymnasium.Env):
         return self._drawing().draw(self._world().sawyer.data, self.cameras, self.image_size)
 
     def environment_state(self) -> np.ndarray:
-        """Where the objects and the goal are, float32 (9,) in m; zeros where there is no second object.
+        """Where the objects and the goal are, float32, in the order of ``environment_names``; labels, never observed.
 
-        A label for training (``environment_names``), never observed.
+        In the world, zeros where there is no second object, and in each observed camera's picture
+        (:mod:`moe_envs.labels`).
         """
-        seen = self._world().seen
-        return np.concatenate([seen[OBJECT], seen[SECOND_OBJECT], seen[GOAL]]).astype(np.float32)
+        world = self._world()
+        places = np.stack([world.seen[OBJECT], world.seen[SECOND_OBJECT], world.seen[GOAL]])
+        pictures = {}
+        for camera in self.cameras:
+            pictures[camera] = self._drawing().in_picture(places, world.sawyer.data, camera, self.image_size)
+            pictures[camera][~places.any(axis=1)] = OUTSIDE
+        return labels(places, pictures)
 
     # ------------------------------------------------------------------ inside
 

@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 
 from moe_envs import options as offered
+from moe_envs.labels import in_picture, label_names, labels
 from moe_envs.options import RENDER_MODES, check_drawing, one_of
 from moe_envs.pitstop import control as controls
 from moe_envs.pitstop import dimensions as dim
@@ -93,7 +94,7 @@ class PitStopEnv(gymnasium.Env):
         self.metadata = {**self.metadata, "render_fps": self.control_hz}
         self.tasks: tuple[str, ...] = rules.SCENE_TASKS[objects]
         self.action_names = controls.CARTESIAN_NAMES if control == "cartesian" else controls.JOINT_NAMES
-        self.environment_names = rules.place_names(objects)
+        self.environment_names = label_names(rules.labelled_things(objects), self.cameras)
         self.task_description = ""
 
         self.model = build_model(objects, render)
@@ -265,8 +266,15 @@ class PitStopEnv(gymnasium.Env):
         )
 
     def environment_state(self) -> np.ndarray:
-        """Where things are, float32, in the order of ``environment_names``: a label for training, never observed."""
-        return rules.places(self.objects, self.state())
+        """Where things are, float32, in the order of ``environment_names``: labels for training, never observed.
+
+        In the world and in each observed camera's picture (:mod:`moe_envs.labels`). ``object`` and ``goal`` are of the
+        task that the sentence names.
+        """
+        places = rules.places(self.objects, self._named, self.state())
+        return labels(
+            places, {name: in_picture(places, self.model, self.data, name, self.image_size) for name in self.cameras}
+        )
 
     # ------------------------------------------------------------------ inside
 

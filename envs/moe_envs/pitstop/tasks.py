@@ -110,16 +110,32 @@ TASK_GROUPS: dict[str, tuple[str, ...]] = {
 SCENE_TASKS = {"demo": DEMO_TASKS, "all": tuple(TASKS)}
 
 
-def place_names(scene: str) -> tuple[str, ...]:
-    """Names of the numbers of :func:`places`: x, y and z in metres, world frame, of every movable thing and button."""
-    things = [*SCENE_OBJECTS[scene], *(f"{colour}_button" for colour in BUTTONS)]
-    return tuple(f"{thing}.{axis}" for thing in things for axis in "xyz")
+def labelled_things(scene: str) -> tuple[str, ...]:
+    """Names of the things of :func:`places`: what the sentence is about, then all that is on the table."""
+    return ("object", "goal", *SCENE_OBJECTS[scene], *(f"{colour}_button" for colour in BUTTONS))
 
 
-def places(scene: str, state: WorldState) -> np.ndarray:
-    """Where things are, float32: centres of objects, then the tops of the buttons' caps at rest."""
+def places(scene: str, task: Task, state: WorldState) -> np.ndarray:
+    """Where things are (T, 3), world frame, metres: centres of objects, tops of the buttons' caps at rest.
+
+    ``object`` is the task's subject, ``goal`` where it is to be; where a button is pressed, both are the button.
+    """
     centres = [state.objects[name].position for name in SCENE_OBJECTS[scene]]
-    return np.concatenate([*centres, *(state.buttons[colour] for colour in BUTTONS)]).astype(np.float32)
+    return np.stack([*_meant(task, state), *centres, *(state.buttons[colour] for colour in BUTTONS)])
+
+
+def _meant(task: Task, state: WorldState) -> tuple[np.ndarray, np.ndarray]:
+    if task.verb == "press":
+        return state.buttons[task.subject], state.buttons[task.subject]
+    thing = state.objects[task.subject].position
+    goals = {
+        "pick": lambda: thing + np.array([0.0, 0.0, PICK_LIFT]),
+        "bin": lambda: np.array([*BIN_XY[task.place], OBJECTS[task.subject].height / 2]),
+        "stack": lambda: state.objects[task.place].position + np.array([0.0, 0.0, OBJECTS[task.subject].height]),
+        "peg": lambda: np.array([*PEG_XY, PEG_HEIGHT]),
+        "push": lambda: np.array([LINE_REACHED, *thing[1:]]),
+    }
+    return thing, goals[task.verb]()
 
 
 def lift(state: WorldState, name: str) -> float:
