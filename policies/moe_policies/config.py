@@ -113,6 +113,8 @@ class PolicyConfig:
     problem, Wen et al. 2020)."""
     places_weight: float = 1.0
     """Weight of telling where things are, in training: it teaches the glimpses to find them."""
+    pictures_weight: float = 0.1
+    """Weight of telling where things are in the pictures, from demonstrations that recorded that as well."""
     places: tuple[str, ...] = ()
     """The names of those places, such as "red_cube.x", from demonstrations that recorded them; empty leaves that loss
     out. The part before the last dot is the thing."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_policies.heads import FlowHead, L1Head, MixtureHead
-from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places, StateStem, Summary, TextStem, things_of, unit
+from moe_policies.places import PlaceNames, Places, picture_loss
+from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Look, StateStem, Summary, TextStem, unit
 from moe_policies.trunk import Block, FeedForward, Gating, Tokens
 from moe_robot.moe import MoEFeedForward, RoutingPlan, expert_roles
 from moe_robot.types import Features
@@ -46,7 +47,7 @@ class Outputs:
     Attributes:
         action_BGD: action tokens (B, G, D), for the head.
         summary_BS: what the sentence asks for, after the first block (B, S).
-        finds: per camera, what it found of each thing whose place is to be told (B, things, R).
+        looks: camera -> what its glimpse found.
         plans: routing plans per layer, the entry layer first; empty for a dense trunk. The entry layer has two: of the
             sensors' tokens and of the glimpses.
         present: aligned with ``plans``: bool (B, N) each, which tokens the plan's rows are, sample by sample.
@@ -54,7 +55,7 @@ class Outputs:
 
     action_BGD: Tensor
     summary_BS: Tensor
-    finds: list[Tensor]
+    looks: Mapping[str, Look]
     plans: list[list[RoutingPlan]]
     present: list[list[Tensor]]
 
@@ -79,16 +80,17 @@ class Network(nn.Module):
         self.roles = expert_roles(config.experts) if config.feed_forward == "moe" else ()
         self.by_instruction = config.feed_forward == "moe" and config.routing_unit == "instruction"
         self.cameras = nn.ModuleDict({camera: CameraStem(config) for camera in features.cameras})
-        n_things = len(things_of(config.places))
+        self.told = PlaceNames.of(config.places, features.cameras)
         self.glimpses = nn.ModuleDict(
-            {camera: Glimpse(config, n_things) for camera in features.cameras if config.glimpses}
+            {camera: Glimpse(config, len(self.told.things)) for camera in features.cameras if config.glimpses}
         )
         state = split_by_role(features.state_names, config.ignore_state)
         self.states = nn.ModuleList(StateStem(role, indices, d) for role, indices in state.items())
         self.sizes = dict(features.cameras)
         self.heeded = sorted(index for indices in state.values() for index in indices)
         width = len(self.glimpses) * Glimpse.read_width(config) + len(self.heeded)
-        self.places = Places(config.places, width) if config.places and self.glimpses else None
+        told = [config.places[i] for i in self.told.world]
+        self.places = Places(told, width) if told and self.glimpses else None
         self.text = None if text_encoder is None else TextStem(text_encoder, config)
         actions = split_by_role(features.action_names)
         self.action_roles = tuple(actions)
@@ -156,12 +158,10 @@ class Network(nn.Module):
 
         tokens = run(1, enter(arriving))
         summary_BS = self.summary(tokens.x_BND[:, words], tokens.present_BN[:, words])
-        looks = []
-        for camera, glimpse in self.glimpses.items():
-            look, found = glimpse(maps[camera], summary_BS)
-            looks.append((_where(inputs, camera, look), found))
+        looks = {camera: glimpse(maps[camera], summary_BS) for camera, glimpse in self.glimpses.items()}
         if looks:
-            tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate([look for look, _ in looks]))])
+            seen = [_where(inputs, camera, look.tokens) for camera, look in looks.items()]
+            tokens = Tokens.concatenate([tokens, enter(Tokens.concatenate(seen))])
         last = len(self.blocks)
         for layer in range(2, last):
             tokens = run(layer, tokens)
@@ -169,16 +169,26 @@ class Network(nn.Module):
         return Outputs(
             tokens.x_BND,
             summary_BS,
-            [finds for _, finds in looks],
+            looks,
             [of_layer for of_layer in plans if of_layer],
             [of_layer for of_layer in present if of_layer],
         )
 
-    def told_places(self, finds: Sequence[Tensor], state_BS: Tensor) -> Tensor:
-        """Where things are, normalised (B, len(config.places)), from what the cameras found and the state; training."""
+    def told_places(self, looks: Mapping[str, Look], state_BS: Tensor) -> Tensor:
+        """Where things are in the world, normalised, from what the cameras found and the state; training only."""
         assert self.places is not None
+        finds = [look.finds_BTR for look in looks.values()]
         state_BTS = state_BS[:, None, self.heeded].expand(-1, finds[0].shape[1], -1)
         return self.places(torch.cat([*finds, state_BTS], dim=-1))
+
+    def picture_loss(self, looks: Mapping[str, Look], told_BN: Tensor) -> Tensor | None:
+        """Mean over the cameras whose pictures the demonstrations tell of; None where there is none."""
+        losses = [
+            picture_loss(look.scores_BTHW, told_BN, self.told.pictures[camera])
+            for camera, look in looks.items()
+            if camera in self.told.pictures
+        ]
+        return torch.stack(losses).mean() if losses else None
 
     def _available_for(self, tokens: Tokens) -> Tensor | None:
         """bool (B, E): False for the experts of a role of whose modality a sample has no token at all."""

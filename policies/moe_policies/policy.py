@@ -243,10 +243,15 @@ class MultimodalPolicy(nn.Module):
             loss = loss + self.config.task_weight * task_loss
             logs["task_loss"] = float(task_loss.detach())
         if self.network.places is not None:
-            place_BN = self.processor.normalise(ENVIRONMENT_STATE, self._tensor(batch[ENVIRONMENT_STATE]))
-            places_loss = (self.network.told_places(out.finds, inputs.state_BS).float() - place_BN).abs().mean()
+            told_BN = self._tensor(batch[ENVIRONMENT_STATE])
+            place_BN = self.processor.normalise(ENVIRONMENT_STATE, told_BN)[:, list(self.network.told.world)]
+            places_loss = (self.network.told_places(out.looks, inputs.state_BS).float() - place_BN).abs().mean()
             loss = loss + self.config.places_weight * places_loss
             logs["places_loss"] = float(places_loss.detach())
+            picture_loss = self.network.picture_loss(out.looks, told_BN)
+            if picture_loss is not None:
+                loss = loss + self.config.pictures_weight * picture_loss
+                logs["picture_loss"] = float(picture_loss.detach())
         return loss, logs
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -84,6 +85,21 @@ def unit(x: Tensor, dim: int) -> Tensor:
     return x * torch.rsqrt(x.float().square().mean(dim=dim, keepdim=True) + 1e-6).to(x.dtype)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a glimpse found in one camera's picture.
+
+    Attributes:
+        tokens: (B, G, D).
+        finds_BTR: of the things (B, n_things, R).
+        scores_BTHW: how well each place fits each thing, before the softmax over places (B, n_things, h, w).
+    """
+
+    tokens: Tokens
+    finds_BTR: Tensor
+    scores_BTHW: Tensor
+
+
 class Glimpse(nn.Module):
     """Finds things in a camera's fine feature map and reads there, half of it for what the instruction is about.
 
@@ -122,12 +138,8 @@ class Glimpse(nn.Module):
         """R, the width of one find: features, place, and the place's Fourier features."""
         return config.stem_channels + 2 + PLACE_WIDTH
 
-    def forward(self, features: Tensor, summary_BS: Tensor) -> tuple[Tokens, Tensor]:
-        """Feature map (B, C, h, w) and sentence summary (B, SUMMARY_HEADS * D).
-
-        Returns:
-            glimpse tokens (B, G, D), and the finds of the things (B, n_things, R).
-        """
+    def forward(self, features: Tensor, summary_BS: Tensor) -> Look:
+        """Look into a feature map (B, C, h, w) with a sentence's summary (B, SUMMARY_HEADS * D)."""
         b, c, h, w = features.shape
         key_BCP = self.key(features).flatten(2)
         # Both are brought to unit size, so that the softmax is neither flat nor saturated from the first step on.
@@ -147,7 +159,12 @@ class Glimpse(nn.Module):
         # Every token holds both kinds: interleave the two halves.
         reads = torch.stack([meant_BAR, common_BQR], dim=1)
         reads = reads.view(b, 2, self.n_tokens, -1, reads.shape[-1]).transpose(1, 2).reshape(b, self.n_tokens, -1)
-        return Tokens.of(self.project(reads) + self.camera, "vision"), more_BQR[:, : self.n_things]
+        things = slice(self.n_half, self.n_half + self.n_things)
+        return Look(
+            Tokens.of(self.project(reads) + self.camera, "vision"),
+            finds_BQR[:, things],
+            scores_BQP[:, things].unflatten(-1, (h, w)),
+        )
 
     def _queries(self, summary_BS: Tensor) -> Tensor:
         """(Q, C), or (B, Q, C) where the sentence makes some of them."""
@@ -155,7 +172,9 @@ class Glimpse(nn.Module):
             return self.queries
         b, s = summary_BS.shape
         asked_BQC = self.ask(summary_BS * s**-0.5).view(b, -1, self.queries.shape[-1])
-        return torch.cat([self.queries[: self.n_half].expand(b, -1, -1), self.queries[self.n_half :] + asked_BQC], dim=1)
+        return torch.cat(
+            [self.queries[: self.n_half].expand(b, -1, -1), self.queries[self.n_half :] + asked_BQC], dim=1
+        )
 
 
 @lru_cache(maxsize=16)
@@ -164,40 +183,6 @@ def image_places(height: int, width: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # it is kept, and may be used in training next
         y, x = torch.linspace(-1, 1, height, device=device), torch.linspace(-1, 1, width, device=device)
         return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).view(-1, 2)
-
-
-class Places(nn.Module):
-    """Tells where things are from what the cameras found of them; a loss in training, never an input.
-
-    Args:
-        names: one per number to tell, ``thing.entry``.
-        width: of all cameras' finds of one thing, together with the state that goes with them.
-    """
-
-    def __init__(self, names: Sequence[str], width: int, hidden: int = 64) -> None:
-        super().__init__()
-        things = things_of(names)
-        entries = {thing: [i for i, name in enumerate(names) if thing_of(name) == thing] for thing in things}
-        n = max(len(of) for of in entries.values())
-        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, n))
-        self.offset = nn.Parameter(torch.zeros(len(things), n))
-        at = {i: t * n + k for t, thing in enumerate(things) for k, i in enumerate(entries[thing])}
-        self.order: Tensor
-        self.register_buffer("order", torch.tensor([at[i] for i in range(len(names))]), persistent=False)
-
-    def forward(self, finds_BTR: Tensor) -> Tensor:
-        """(B, things, width) -> (B, len(names)), normalised."""
-        return (self.layers(finds_BTR) + self.offset).flatten(1)[:, self.order]
-
-
-def thing_of(name: str) -> str:
-    """``red_cube`` of ``red_cube.x``."""
-    return name.rpartition(".")[0] or name
-
-
-def things_of(names: Sequence[str]) -> tuple[str, ...]:
-    """The things that ``names`` are about, each once, in their order."""
-    return tuple(dict.fromkeys(thing_of(name) for name in names))
 
 
 class StateStem(nn.Module):

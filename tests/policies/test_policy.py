@@ -9,9 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from moe_policies.config import PolicyConfig
+from moe_policies.places import PlaceNames, Places, picture_loss
 from moe_policies.policy import MultimodalPolicy
 from moe_policies.presets import PRESETS
-from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Places
+from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse
 from moe_policies.trunk import Gating, Tokens
 from moe_robot.registry import load_policy, presets
 from moe_robot.types import Features, Observation, PlansAhead, Policy, UserError
@@ -139,8 +140,8 @@ def test_places_are_learned_from_the_pictures_alone():
         image = torch.zeros(32, 3, 48, 48)
         for i, (x, y) in enumerate(corner):
             image[i, :, y : y + 8, x : x + 8] = 1.0
-        _, finds = glimpse(stem(image)[1], torch.zeros(32, SUMMARY_HEADS * 16))
-        error = (places(finds) - torch.tensor(corner / 20.0 - 1.0, dtype=torch.float32)).abs().mean()
+        finds_BTR = glimpse(stem(image)[1], torch.zeros(32, SUMMARY_HEADS * 16)).finds_BTR
+        error = (places(finds_BTR) - torch.tensor(corner / 20.0 - 1.0, dtype=torch.float32)).abs().mean()
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
@@ -167,15 +168,59 @@ def test_one_query_finds_what_each_sentence_calls_its_object_only_when_the_sente
         for i, squares in enumerate(corner):
             for colour, (x, y) in zip((0, 2), squares, strict=True):
                 image[i, colour, y : y + 8, x : x + 8] = 1.0
-        _, finds = glimpse(stem(image)[1], sentences[meant])
+        finds_BTR = glimpse(stem(image)[1], sentences[meant]).finds_BTR
         told = torch.tensor(corner[np.arange(32), meant] / 20.0 - 1.0, dtype=torch.float32)
-        error = (places(finds) - told).abs().mean()
+        error = (places(finds_BTR) - told).abs().mean()
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
         errors.append(float(error.detach()))
     assert (np.mean(errors[-20:]) < 0.15) == found  # in units of 20 pixels
     assert np.mean(errors[:5]) > 0.3
+
+
+def test_what_is_told_of_pictures_is_told_apart_from_the_world():
+    names = ("cube.x", "cube.y", "front.x", "cube.front.u", "cube.front.v", "door", "door.wrist.u", "door.wrist.v")
+    told = PlaceNames.of(names, ("front", "wrist"))
+    assert told.things == ("cube", "front", "door")
+    assert told.world == (0, 1, 2, 5)
+    assert told.pictures == {"front": ((3, 4), (-1, -1), (-1, -1)), "wrist": ((-1, -1), (-1, -1), (6, 7))}
+    assert PlaceNames.of(names[:3], ("front",)).pictures == {}
+
+
+def test_the_picture_loss_is_least_where_the_thing_appears():
+    """A map of 8 x 12 places of a picture of 32 x 48 pixels; the thing is at pixel (20, 12), place (5, 3)."""
+    told = torch.tensor([[2 * 20.5 / 48 - 1, 2 * 12.5 / 32 - 1]])
+    losses = torch.zeros(8, 12)
+    for y in range(8):
+        for x in range(12):
+            scores = torch.zeros(1, 1, 8, 12)
+            scores[0, 0, y, x] = 8.0
+            losses[y, x] = picture_loss(scores, told, [(0, 1)])
+    assert divmod(int(losses.argmin()), 12) == (3, 5)
+    assert losses[3, 5] < 0.1 < 7 < losses[4, 5]
+
+
+def test_a_thing_outside_the_picture_or_untold_costs_nothing_and_one_at_its_edge_something():
+    scores = torch.randn(2, 2, 8, 12, requires_grad=True)
+    outside = torch.tensor([[0.3, 1.2], [2.0, 2.0]])
+    assert picture_loss(scores, outside, [(0, 1), (-1, -1)]) == 0
+    edge = picture_loss(scores, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), [(0, 1), (-1, -1)])
+    edge.backward()
+    assert edge > 0
+    assert bool((scores.grad[:, 0] != 0).any())
+    assert bool((scores.grad[:, 1] == 0).all())
+
+
+def test_a_policy_learns_of_pictures_only_where_they_are_told(features, statistics, batch):
+    camera = next(iter(features.cameras))
+    named = dataclasses.replace(features, environment_names=("cube.x", f"cube.{camera}.u", f"cube.{camera}.v"))
+    told = statistics | {"environment_state": statistics["action"]}
+    place = np.random.default_rng(1).uniform(-1, 1, (6, 3)).astype(np.float32)
+    _, logs = make(named, told)(batch | {"environment_state": place})
+    assert logs["picture_loss"] > 0
+    assert logs["places_loss"] > 0
+    assert "picture_loss" not in make(features, statistics)(batch)[1]
 
 
 def test_a_policy_without_text_does_not_hear(features, statistics, batch):
