@@ -112,7 +112,7 @@ def execute_everywhere(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segmen
     """Every expert on every token in two products, and the weight 0 where the plan does not send it.
 
     E/K times the arithmetic, but no row is moved and no shape depends on the gate: the form that any graph format can
-    hold. For one robot's few tokens the quicker one there, too (docs/deploy.md).
+    hold. For one robot's few tokens onnxruntime is as quick with it as with sorted rows (docs/deploy.md).
 
     Raises:
         ValueError: if the experts are no :class:`ExpertBank`.
