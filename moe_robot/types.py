@@ -340,6 +340,42 @@ class PlansAhead(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class CapturedPolicy:
+    """A policy as one graph: raw sensor values in, actions in the environment's units out.
+
+    Attributes:
+        program: a ``torch.export.ExportedProgram``. Its inputs are a dict camera -> uint8 (B, H, W, 3), the state
+            float32 (B, S), and, where there is a vocabulary, numbered words int64 (B, W). Its output is the plan
+            (B, H, A).
+        chunk: H, control steps planned at once.
+        execute: control steps of a plan that the policy plays before it plans again.
+        vocabulary: number of each word, for :func:`moe_robot.words.number_words`; None for a policy that cannot read.
+        only_instruction: the one sentence that it follows; empty for all.
+        examples: a few made-up observations in the range of the training data, to try a written graph with.
+    """
+
+    program: Any
+    chunk: int
+    execute: int
+    vocabulary: Mapping[str, int] | None
+    only_instruction: str
+    examples: tuple[Observation, ...]
+
+
+@runtime_checkable
+class Capturable(Protocol):
+    """A policy that can be written as a graph which runs without it."""
+
+    def captured(self, any_batch: bool) -> CapturedPolicy:
+        """The graph, for batches of any size or of one.
+
+        Raises:
+            UserError: what this policy is made of cannot be captured.
+        """
+        ...
+
+
 @runtime_checkable
 class TellsKnockouts(Protocol):
     """A policy that can say what may be knocked out; without it only the roles seen in its routing are asked of it."""

@@ -18,13 +18,14 @@ PACKAGES = {
 }
 
 VERSION = "moe_robot"  # the bare package holds only its version
-COMMON = {"moe_robot.types", "moe_robot.registry", "moe_robot.kinematics", "moe_robot.processes"}
+COMMON = {"moe_robot.types", "moe_robot.registry", "moe_robot.kinematics", "moe_robot.processes", "moe_robot.words"}
 ALLOWED = {
     "moe_robot": set(),
     "moe_robot.types": set(),
     "moe_robot.registry": {"moe_robot.types"},
     "moe_robot.kinematics": {"moe_robot.types"},
     "moe_robot.processes": set(),
+    "moe_robot.words": set(),
     "moe_robot.moe": set(),
     "moe_robot.data": COMMON,
     "moe_robot.evaluation": COMMON,
@@ -134,6 +135,7 @@ def test_no_form_of_import_escapes_the_rule(source, seen):
     [
         ("moe_robot.types", {"numpy"}),
         ("moe_robot.kinematics", {"numpy"}),
+        ("moe_robot.words", {"numpy"}),
         ("moe_robot.registry", {"numpy", "gymnasium", "yaml"}),
         ("moe_robot.moe", {"torch"}),
     ],

@@ -82,8 +82,9 @@ def _run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "types", "registry", "kinematics", "cli", "deploy", "deploy.contract", "deploy.safety", "deploy.guard",
-        "deploy.loop", "deploy.inference", "deploy.backends.rosbridge", "deploy.backends.fake",
+        "types", "registry", "kinematics", "words", "cli", "deploy", "deploy.contract", "deploy.safety", "deploy.guard",
+        "deploy.loop", "deploy.inference", "deploy.checkpoint", "deploy.exported", "deploy.backends.rosbridge",
+        "deploy.backends.fake",
     ],
 )  # fmt: skip
 def test_a_robot_computer_without_torch_can_import(robot_computer, module):

@@ -31,6 +31,7 @@ VERBS = {
     "compare": "train or load several policies on the same data and seeds, and put them side by side",
     "inspect": "say what a checkpoint is, and what its gate does",
     "extract": "cut out of a mixture the small policy that one instruction needs",
+    "export": "write a policy as one graph, for onnxruntime or torch.export, to run without its network",
     "bench": "measure speed and memory of rendering, environment and policy",
     "deploy": "run a policy on a robot behind a rosbridge server, through the safety gate",
     "sim-node": "put PitStop behind the rosbridge protocol, as if it were a robot",

@@ -32,6 +32,8 @@ class Options:
     """Measure this often and report the median."""
     preset: str = "moe"
     """policy: the preset to measure."""
+    onnx: bool = False
+    """policy: measure a chunk of the exported preset as well, run by onnxruntime on one thread."""
     threads: int = 0
     """policy: processor threads of a training step; 0 for one per core, 1 is what `train` uses by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -62,7 +64,9 @@ def run(options: Options) -> int:
     if options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 
-        result = measure(environment(options), options.preset, options.device, options.seconds, options.threads)
+        result = measure(
+            environment(options), options.preset, options.device, options.seconds, options.threads, options.onnx
+        )
     else:
         result = {"render": bench_render, "env": bench_env}[options.what](options)
     if options.json:

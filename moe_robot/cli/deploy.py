@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import tyro
 
-from moe_robot.registry import checkpoint_directory
 from moe_robot.types import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class Options:
     """Options of ``moe-robot deploy``."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """A checkpoint folder, or a training run that holds one."""
+    """A checkpoint folder, a training run that holds one, or a folder that `moe-robot export` wrote."""
     contract: str
     """The robot's contract: a YAML file, or a shipped one by its name (pitstop)."""
     instruction: str
@@ -53,7 +52,7 @@ class Options:
 def run(options: Options) -> int:
     """Load and check, connect, run until it is to end; hold, and say what happened."""
     from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
-    from moe_robot.deploy.checkpoint import load_act
+    from moe_robot.deploy.checkpoint import load_act, policy_directory
     from moe_robot.deploy.contract import load_contract
     from moe_robot.deploy.guard import GuardedRobot
     from moe_robot.deploy.inference import PolicyProcess
@@ -64,7 +63,7 @@ def run(options: Options) -> int:
 
     if options.seconds is not None and not options.seconds > 0:
         raise UserError(f"--seconds {options.seconds:g}: expected more than 0")
-    contract, folder = load_contract(options.contract), checkpoint_directory(options.checkpoint)
+    contract, folder = load_contract(options.contract), policy_directory(options.checkpoint)
     address = options.address or contract.address
     if options.enable_at_start:
         _check_loopback(address)

@@ -1,4 +1,4 @@
-"""A trained checkpoint as the policy process asks it: loaded, checked against the contract, and tried once."""
+"""A trained or exported policy as the policy process asks it: loaded, checked against the contract, and tried once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from moe_robot.deploy.contract import Contract
+from moe_robot.deploy.exported import ExportedPolicy, is_export
 from moe_robot.deploy.inference import Act
-from moe_robot.registry import load_policy
+from moe_robot.registry import checkpoint_directory, load_policy
 from moe_robot.types import Observation, PlansAhead, Policy
+
+
+def policy_directory(path: Path) -> Path:
+    """The folder of an exported policy, or the checkpoint folder at or in ``path``.
+
+    Raises:
+        UserError: there is neither.
+    """
+    return path if is_export(path) else checkpoint_directory(path)
 
 
 def load_act(checkpoint: Path, contract: Contract, task: str) -> Act:
@@ -19,17 +29,14 @@ def load_act(checkpoint: Path, contract: Contract, task: str) -> Act:
     first real answer takes no longer than the others.
 
     Args:
-        checkpoint: a checkpoint folder or a training run.
+        checkpoint: a checkpoint folder or a training run; or what `moe-robot export` wrote, which needs no torch.
         contract: of the robot.
         task: the instruction.
 
     Raises:
         UserError: there is no such checkpoint, the policy would misread the robot, or it cannot follow ``task``.
     """
-    import torch
-
-    torch.set_num_threads(1)  # the control loop has the others
-    policy: Policy = load_policy(checkpoint)
+    policy = ExportedPolicy(checkpoint) if is_export(checkpoint) else _trained(checkpoint)
     contract.check_policy(policy.features)
 
     def act(observation: Observation) -> np.ndarray:
@@ -41,3 +48,10 @@ def load_act(checkpoint: Path, contract: Contract, task: str) -> Act:
     black = {name: np.zeros((*size, 3), np.uint8) for name, size in policy.features.cameras.items()}
     act(Observation(black, np.zeros(len(policy.features.state_names), np.float32), task))
     return act
+
+
+def _trained(checkpoint: Path) -> Policy:
+    import torch
+
+    torch.set_num_threads(1)  # the control loop has the others
+    return load_policy(checkpoint)

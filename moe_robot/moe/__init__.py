@@ -5,6 +5,7 @@ from moe_robot.moe.choice import Choice
 from moe_robot.moe.dispatch import (
     choose_backend,
     execute,
+    execute_everywhere,
     execute_grouped,
     execute_loop,
     execute_single,
@@ -54,6 +55,7 @@ __all__ = [
     "count_tokens",
     "drop_rate",
     "execute",
+    "execute_everywhere",
     "execute_grouped",
     "execute_loop",
     "execute_single",

@@ -6,7 +6,7 @@ hold all of them against.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from moe_robot.moe import grouped
 from moe_robot.moe.blocked import BLOCK, Piece, run_blocked
-from moe_robot.moe.experts import ExpertBank, compute_dtype, feed_forward
+from moe_robot.moe.experts import ExpertBank, activate, compute_dtype, feed_forward
 from moe_robot.moe.plan import RoutingPlan
 from moe_robot.moe.rows import combine, gather
 
 Backend = Literal["single", "sorted", "grouped"]
 Experts = Sequence[nn.Module] | nn.ModuleList
+Execute = Callable[[RoutingPlan, Tensor, Experts, Tensor | None], Tensor]
+"""The signature of :func:`execute`."""
 
 FEW_ROWS = 4
 """Up to so many routes, sorting them costs more than it saves."""
@@ -104,6 +106,24 @@ def execute_single(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T:
 def execute_grouped(plan: RoutingPlan, x_TD: Tensor, bank: ExpertBank) -> Tensor:
     """As sorted, with one grouped product for all experts: nothing waits for the device to say who goes where."""
     return combine(plan, grouped.run_grouped(bank.stacked(), bank.activation, gather(plan, x_TD), plan.counts_E))
+
+
+def execute_everywhere(plan: RoutingPlan, x_TD: Tensor, experts: Experts, segment_T: Tensor | None = None) -> Tensor:
+    """Every expert on every token in two products, and the weight 0 where the plan does not send it.
+
+    E/K times the arithmetic, but no row is moved and no shape depends on the gate: the form that any graph format can
+    hold. For one robot's few tokens onnxruntime is as quick with it as with sorted rows (docs/deploy.md).
+
+    Raises:
+        ValueError: if the experts are no :class:`ExpertBank`.
+    """
+    if not isinstance(experts, ExpertBank):
+        raise ValueError("experts that differ in shape cannot run everywhere at once: expected an ExpertBank")
+    inner_EPD, outer_EDH = (bank.to(x_TD.dtype) for bank in experts.stacked())
+    weights_TE = torch.zeros_like(plan.logits_TE).scatter(1, plan.ids_TK, plan.weights_TK).to(x_TD.dtype)
+    inner_TEP = (x_TD @ inner_EPD.flatten(0, 1).t()).view(-1, *inner_EPD.shape[:2])
+    hidden_TEH = activate(inner_TEP, experts.activation) * weights_TE.unsqueeze(-1)
+    return hidden_TEH.flatten(1) @ outer_EDH.transpose(1, 2).flatten(0, 1)
 
 
 def run(experts: Experts, rows_RD: Tensor, pieces: Sequence[Piece], segment_R: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from moe_robot.moe.dispatch import execute
+from moe_robot.moe.dispatch import Execute, execute
 from moe_robot.moe.experts import Activation, ExpertBank, FeedForwardExpert
 from moe_robot.moe.plan import RoutingPlan
 from moe_robot.moe.router import GateConfig, Router, Units
@@ -71,6 +71,8 @@ class MoEFeedForward(nn.Module):
         else:
             self.experts = ExpertBank(len(roles), width, hidden, activation)
         self.shared = FeedForwardExpert(width, shared * hidden, activation) if shared else None
+        self.execute: Execute = execute
+        """How tokens reach their experts; another way can be put here, such as :func:`execute_everywhere`."""
 
     def forward(
         self,
@@ -90,5 +92,5 @@ class MoEFeedForward(nn.Module):
                 that take whole segments.
         """
         plan = self.router(x_TD, modality_T, available, units)
-        y_TD = execute(plan, x_TD, self.experts, segment_T)
+        y_TD = self.execute(plan, x_TD, self.experts, segment_T)
         return (y_TD if self.shared is None else y_TD + self.shared(x_TD)), plan

@@ -67,7 +67,7 @@ class FlowHead(nn.Module):
     def sample(self, context_BGD: Tensor) -> Tensor:
         """Action tokens (B, G, D) -> normalised chunk (B, H, A)."""
         context_BC = self.norm(context_BGD.float()).flatten(1)
-        x_BX = self.noise.expand(len(context_BC), -1).to(context_BC.dtype)  # type: ignore[operator]
+        x_BX = self.noise.expand(context_BC.shape[0], -1).to(context_BC.dtype)  # type: ignore[operator]
         for i in range(self.steps):
             t_B1 = torch.full_like(x_BX[:, :1], i / self.steps)
             x_BX = x_BX + self._field(context_BC, x_BX, t_B1) / self.steps

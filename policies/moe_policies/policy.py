@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from moe_policies.capture import capture
 from moe_policies.config import PolicyConfig
 from moe_policies.cost import WORDS, cost_of
 from moe_policies.gate_losses import gate_losses, weighted
@@ -35,6 +36,7 @@ from moe_robot.types import (
     ACTION_IS_PAD,
     ENVIRONMENT_STATE,
     TASK_NAME,
+    CapturedPolicy,
     Cost,
     Features,
     FeatureStatistics,
@@ -173,6 +175,10 @@ class MultimodalPolicy(nn.Module):
         small = self._like(config)
         fill_from_choice(small.network, self.network, self.latest_plans)
         return small.eval()
+
+    def captured(self, any_batch: bool = True) -> CapturedPolicy:
+        """The policy as one graph with its normalisation; refused for what no graph holds (UserError)."""
+        return capture(self.config, self.features, self.processor, self.network, any_batch)
 
     def _like(self, config: PolicyConfig) -> MultimodalPolicy:
         """A fresh policy of another shape with the same features, normalisation and text encoder."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_robot.types import UserError
+from moe_robot.words import LONGEST, PADDING, UNKNOWN, number_words, words
 
 BUNDLED_SHA256 = {"minilm": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 SCRATCH = "scratch"
 _INFO = "source.json"
-
-
-def words(sentence: str) -> list[str]:
-    """The words of a sentence as the from-scratch encoder reads them: lower case, punctuation dropped."""
-    return re.findall(r"[\w'-]+", sentence.lower())
 
 
 class TextEncoder(nn.Module):
@@ -43,6 +38,10 @@ class TextEncoder(nn.Module):
         else:
             self.model = model
         self.width = int(model.config.hidden_size)
+        self.vocabulary: dict[str, int] | None = None
+        """The number of each word, for :func:`moe_robot.words.number_words`; None where the tokenizer alone knows."""
+        if source == SCRATCH:
+            self.vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
         self._cache: dict[str, Tensor] = {}
 
     def _network(self) -> Any:
@@ -76,12 +75,18 @@ class TextEncoder(nn.Module):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
 
     def _encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
-        texts = [" ".join(words(s)) for s in sentences] if self.source == SCRATCH else list(sentences)
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=64, return_tensors="pt")
         device = next(self._network().parameters()).device
-        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-        hidden = self._network()(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden, mask.bool()
+        if self.vocabulary is not None:
+            ids_BW = torch.from_numpy(number_words(sentences, self.vocabulary)).to(device)
+            return self.read(ids_BW), ids_BW != PADDING
+        tokens = self.tokenizer(list(sentences), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        mask_BW = tokens["attention_mask"].to(device)
+        return self.read(tokens["input_ids"].to(device), mask_BW), mask_BW.bool()
+
+    def read(self, ids_BW: Tensor, mask_BW: Tensor | None = None) -> Tensor:
+        """Numbered words -> word vectors (B, W, width). Without a mask, ``PADDING`` is what is not there."""
+        mask_BW = (ids_BW != PADDING).long() if mask_BW is None else mask_BW
+        return self._network()(input_ids=ids_BW, attention_mask=mask_BW).last_hidden_state
 
     def save(self, folder: Path) -> None:
         """Write tokenizer, configuration and, for a frozen encoder, its weights."""
@@ -183,12 +188,13 @@ def _from_scratch(sentences: Iterable[str]) -> TextEncoder:
     vocabulary = sorted({word for sentence in sentences for word in words(sentence)})
     if not vocabulary:
         raise UserError("text encoder 'scratch' needs training sentences, and the data set has none: use --no-text")
-    table = {"[PAD]": 0, "[UNK]": 1, **{word: i + 2 for i, word in enumerate(vocabulary)}}
+    table = {"[PAD]": PADDING, "[UNK]": UNKNOWN, **{word: i + 2 for i, word in enumerate(vocabulary)}}
     tokenizer = Tokenizer(models.WordLevel(table, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     config = BertConfig(
         vocab_size=len(table), hidden_size=128, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256,
-        max_position_embeddings=64, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.0, pad_token_id=0,
+        max_position_embeddings=LONGEST, pad_token_id=PADDING, hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return TextEncoder(AutoModel.from_config(config, **_MODEL_OPTIONS), fast, SCRATCH, None, frozen=False)

@@ -153,10 +153,13 @@ class FeedForward(nn.Module):
         h_BND = self.norm(tokens.x_BND.float())
         if not isinstance(self.layer, MoEFeedForward):
             return self.layer(h_BND), None
-        # Only present tokens are routed, so padding costs nothing and is in no loss and no count.
+        # Only present tokens are routed, so padding costs nothing and is in no loss and no count. A graph that is
+        # captured cannot ask which are there: it routes all, and what comes of absent ones is dropped.
         b, n, d = h_BND.shape
         x_TD, modality_T = h_BND.reshape(-1, d), tokens.modality_N.repeat(b)
-        rows_T = None if bool(tokens.present_BN.all()) else tokens.present_BN.reshape(-1).nonzero().squeeze(1)
+        exporting = torch.compiler.is_exporting()
+        all_go = exporting or bool(tokens.present_BN.all())
+        rows_T = None if all_go else tokens.present_BN.reshape(-1).nonzero().squeeze(1)
         if rows_T is not None:
             x_TD, modality_T = x_TD.index_select(0, rows_T), modality_T[rows_T]
         if self.unit == "token" and gating.available_BE is None:
@@ -165,15 +168,19 @@ class FeedForward(nn.Module):
             row_T = torch.arange(b * n, device=x_TD.device) if rows_T is None else rows_T
             sample_T = row_T // n
             segment_T = sample_T * tokens.n_segments + tokens.segment_N.repeat(b)[row_T]
-            units = None
-            if self.unit == "segment":
-                units = Units(segment_T, b * tokens.n_segments)
+            units, n_segments = None, b * tokens.n_segments
+            if self.unit == "segment" and exporting:
+                absent_T = ~tokens.present_BN.reshape(-1)
+                units = Units(segment_T.masked_fill(absent_T, n_segments), n_segments + 1)  # among themselves
+            elif self.unit == "segment":
+                units = Units(segment_T, n_segments)
             elif self.unit == "instruction":
                 units = Units(sample_T, b, gating.instruction_BD)
             y_TD, plan = self.layer(x_TD, modality_T, gating.available(sample_T), units, segment_T)
         if rows_T is not None:
             y_TD = y_TD.new_zeros(b * n, d).index_copy(0, rows_T, y_TD)
-        return y_TD.view(b, n, d), plan
+        y_BND = y_TD.view(b, n, d)
+        return (y_BND.masked_fill(~tokens.present_BN.unsqueeze(-1), 0.0) if exporting else y_BND), plan
 
 
 class Block(nn.Module):

@@ -16,6 +16,7 @@ from moe_robot.moe import (
     choose_backend,
     combine,
     execute,
+    execute_everywhere,
     execute_grouped,
     execute_loop,
     execute_single,
@@ -24,7 +25,10 @@ from moe_robot.moe import (
 )
 
 WIDTH, HIDDEN = 16, 8
-BACKENDS = {"single": execute_single, "sorted": execute_sorted, "grouped": execute_grouped, "chosen": execute}
+BACKENDS = {
+    "single": execute_single, "sorted": execute_sorted, "grouped": execute_grouped, "everywhere": execute_everywhere,
+    "chosen": execute,
+}  # fmt: skip
 ACTIVATIONS = ("swiglu", "geglu", "relu")
 
 
