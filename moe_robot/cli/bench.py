@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -18,10 +19,11 @@ from moe_robot.types import UserError
 class Options:
     """Options of ``moe-robot bench``."""
 
-    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe"]]
+    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "data"]]
     """render: camera pictures per CPU-second. env: control steps with all cameras per CPU-second, under the scripted
     expert. policy: latency of a new action chunk and training samples per second. moe: the mixture-of-experts layer
-    beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU)."""
+    beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU). data: writing and reading
+    demonstrations, in turn with lerobot where --lerobot names it."""
     env: str = "pitstop"
     """Environment: short name or Gymnasium id."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
@@ -50,6 +52,10 @@ class Options:
     """moe: number of experts."""
     experts_per_token: int = 2
     """moe: experts that a token wakes."""
+    size: int = 96
+    """data: height and width of the pictures."""
+    lerobot: Path | None = None
+    """data: a Python interpreter that has lerobot, to measure it in turn."""
     json: bool = False
     """Print JSON in place of the table."""
 
@@ -61,7 +67,11 @@ def run(options: Options) -> int:
         raise UserError(f"{given}: expected positive numbers")
     if options.what == "moe":
         return _run_moe(options)
-    if options.what == "policy":
+    if options.what == "data":
+        from moe_robot.cli.bench_data import measure as measure_data
+
+        result = measure_data(options.size, options.repeats, options.lerobot)
+    elif options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 
         result = measure(

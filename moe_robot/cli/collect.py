@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from moe_robot.registry import parse_options
 
@@ -40,6 +40,9 @@ class Options:
     """Options of the environment as KEY=VALUE, for example objects=all control_hz=20."""
     instructions: str = "seen"
     """Which set of instruction sentences to draw from."""
+    images: Literal["png", "h264", "av1"] = "png"
+    """How pictures are stored: each by itself without loss, or as a video per camera, a tenth of the size and a little
+    changed."""
     keep_failures: bool = False
     """Store also rollouts in which the expert fails, instead of trying again."""
     json: bool = False
@@ -98,6 +101,7 @@ def _collect_with_bar(options: Options, console: Any) -> CollectReport:
             instructions=options.instructions,
             successes_only=not options.keep_failures,
             tail=options.tail,
+            codec=options.images,
             progress=show,
         )
     finally:

@@ -1,4 +1,4 @@
-"""``moe-robot inspect``: says what a checkpoint is, and with ``--routing`` what its gate does on demonstrations."""
+"""``moe-robot inspect``: says what a checkpoint or a data set is, and with ``--routing`` what a gate does on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from moe_robot.types import UserError
 
 
 def run(options: Options) -> int:
-    """Describe the checkpoint or its routing."""
+    """Describe the checkpoint, its routing, or the data set."""
+    if (options.checkpoint / "meta").is_dir() and not options.routing:
+        from moe_robot.cli.inspect_data import inspect_data
+
+        return inspect_data(options)
+    for name, given in (("--repair", options.repair), ("--videos", options.videos)):
+        if given:
+            raise UserError(f"{name} is for data sets, and {options.checkpoint} has no meta/info.json: leave it out")
     folder = checkpoint_directory(options.checkpoint)
     if options.routing:
         from moe_robot.cli.inspect_routing import inspect_routing

@@ -14,7 +14,7 @@ class Options:
     """Options of ``moe-robot inspect``."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """A checkpoint folder, or a training run or demo that holds one."""
+    """A checkpoint folder, or a training run or demo that holds one; or a data set."""
     routing: bool = False
     """Run the policy over frames of demonstrations and report which expert does what: a table, routing.json,
     routing.png (heat maps) and regions.png (pictures)."""
@@ -29,7 +29,12 @@ class Options:
     start: bool = True
     """Also look with the policy as it was before training: what is there from the start was not learned."""
     out: Path | None = None
-    """Folder for the files of --routing. Left out: `routing` in the checkpoint's folder."""
+    """Folder for the files of --routing. Left out: `routing` in the checkpoint's folder. Of a data set: folder for
+    inspect.json and inspect.html, a page with contact sheets and plots."""
+    repair: bool = False
+    """Write what can be used of a damaged data set to a new one, at --out or beside it; the old one stays as it is."""
+    videos: bool = False
+    """Of a data set: decode every video to its end, not only see that it is there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network runs."""
     json: bool = False

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_robot.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moe_robot.data.match import Row
 
 Options = TrainConfig
 
@@ -16,6 +23,7 @@ def run(options: TrainConfig) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from moe_robot.data.match import FeaturesDiffer
     from moe_robot.training.train import Progress as Now
     from moe_robot.training.train import train
 
@@ -36,6 +44,9 @@ def run(options: TrainConfig) -> int:
 
     try:
         record = train(with_tasks_named(options), show)
+    except FeaturesDiffer as error:
+        print_match(error.rows, console)
+        raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the state is kept in {options.out}, --resume goes on from there") from None
     finally:
@@ -45,6 +56,16 @@ def run(options: TrainConfig) -> int:
         f"{record['samples']:,} samples in {record['minutes']:.1f} min -> {options.out / 'checkpoint'}"
     )
     return 0
+
+
+def print_match(rows: Sequence[Row], console: Console) -> None:
+    """The table of what matched and what did not."""
+    from rich.table import Table
+
+    table = Table("", "needed", "found", "")
+    for row in rows:
+        table.add_row(row.kind, row.wanted or "-", row.found or "-", "" if row.fits else "does not fit")
+    console.print(table, highlight=False)
 
 
 def is_trained(run: Path) -> bool:
@@ -58,7 +79,8 @@ def with_tasks_named(options: TrainConfig) -> TrainConfig:
     from moe_robot.data.layout import read_info
     from moe_robot.registry import make_environment, select_tasks
 
-    origin = read_info(options.data).provenance if options.tasks else {}
+    single = options.tasks and not options.data.is_file()  # a mixture has its tasks in its parts
+    origin = read_info(options.data).provenance if single else {}
     if "environment" not in origin:
         return options
     env = make_environment(origin["environment"], **origin.get("options", {}))

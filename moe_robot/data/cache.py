@@ -10,42 +10,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from moe_robot.data.durable import disk_errors, only_writer, sync_directory, write_json
+from moe_robot.data.durable import TEMPORARY, disk_errors, only_writer, sync_directory, write_json
+from moe_robot.data.frames import Progress, Source, decode_source
 from moe_robot.data.layout import INFO, STATS, TASKS, Info
-from moe_robot.types import UserError
+from moe_robot.types import IMAGE_PREFIX, UserError
 
 CACHE = ".cache"
 _HASHES = "hashes.json"
-_MARK = "cache.json"
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """A data file and the frames it holds.
-
-    Attributes:
-        path: the Parquet file.
-        start: index in the data set of its first frame.
-        stop: index after its last frame that belongs to a complete episode; rows beyond are ignored.
-    """
-
-    path: Path
-    start: int
-    stop: int
-
-
-def content_hash(directory: Path, files: Iterable[DataFile], cache: Path | None = None) -> str:
-    """A hash of every byte of the data set: its meta files and data files.
+def content_hash(directory: Path, files: Iterable[Path], cache: Path | None = None) -> str:
+    """A hash of every byte of the data set: its meta files and ``files`` (data and videos), whichever of them exist.
 
     Hashes of files are remembered in ``cache`` with size, inode, and times of modification *and of inode change*: the
     latter cannot be set back, so a file that was replaced under the same time stamp is still noticed.
@@ -57,7 +39,7 @@ def content_hash(directory: Path, files: Iterable[DataFile], cache: Path | None 
         known = {}
     paths = [directory / INFO, directory / TASKS, directory / STATS]
     paths += sorted((directory / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
-    paths += [file.path for file in files]
+    paths += sorted(files)
     total, fresh = hashlib.blake2b(digest_size=16), {}
     for path in paths:
         if not path.is_file():
@@ -78,118 +60,104 @@ def content_hash(directory: Path, files: Iterable[DataFile], cache: Path | None 
 
 def open_frames(
     info: Info,
-    files: list[DataFile],
+    found: Mapping[str, Sequence[Source]],
+    frames: int,
     content: str,
     cache: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
     """Read-only memory maps camera -> uint8 (frames, H, W, 3) RGB, decoded first if this content has none yet.
 
     Args:
         info: of the data set.
-        files: its data files, in order.
+        found: what each camera's frames are decoded from (:func:`moe_robot.data.frames.sources`).
+        frames: of the data set.
         content: its :func:`content_hash`.
         cache: folder of the caches of this data set.
-        progress: called with (frames decoded, frames in all) while decoding.
+        progress: called while decoding.
 
     Raises:
-        UserError: a camera is stored as video, a frame does not decode or has the wrong size, the disk is full.
+        UserError: a frame is missing, does not decode or has the wrong size, the disk is full.
     """
-    shapes = {camera: (files[-1].stop, *size, 3) for camera, size in info.features.cameras.items()}
-    for camera, storage in info.storage.items():
-        if storage != "image":
-            raise UserError(f"camera {camera!r} is stored as {storage}: only encoded images can be read so far")
-    folder = cache / content
-    if not (folder / _MARK).is_file():
+    shapes = {camera: (frames, *size, 3) for camera, size in info.features.cameras.items()}
+    paths = {camera: cache / content / f"{_file_name(info.columns[camera])}.uint8" for camera in shapes}
+    if not all(path.is_file() for path in paths.values()):
         with disk_errors(cache, kept="nothing is lost"), only_writer(cache, wait=True):
-            if not (folder / _MARK).is_file():  # another process may have built it while we waited
-                _build(info, files, shapes, folder, progress)
-    return {
-        camera: np.memmap(_frames_path(folder, camera), dtype=np.uint8, mode="r", shape=shape)
-        for camera, shape in shapes.items()
-    }
+            missing = {c: path for c, path in paths.items() if not path.is_file()}  # another process may have built it
+            if missing:
+                _build(info, {c: found[c] for c in missing}, {c: shapes[c] for c in missing}, missing, progress)
+    return {c: np.memmap(path, dtype=np.uint8, mode="r", shape=shapes[c]) for c, path in paths.items()}
 
 
-def cache_bytes(info: Info, frames: int) -> int:
-    """Disk space of the decoded frames."""
-    return frames * sum(height * width * 3 for height, width in info.features.cameras.values())
+def cache_bytes(sizes: Iterable[Sequence[int]], frames: int) -> int:
+    """Disk space of the decoded frames of cameras of these sizes (height, width)."""
+    return frames * sum(height * width * 3 for height, width in sizes)
 
 
-def _frames_path(folder: Path, camera: str) -> Path:
-    return folder / f"{camera.replace('/', '_')}.uint8"
+def _file_name(key: str) -> str:
+    return key.removeprefix(IMAGE_PREFIX).replace("/", "_")
 
 
 def _build(
     info: Info,
-    files: list[DataFile],
+    found: Mapping[str, Sequence[Source]],
     shapes: Mapping[str, tuple[int, ...]],
-    folder: Path,
-    progress: Callable[[int, int], None] | None,
+    paths: Mapping[str, Path],
+    progress: Progress | None,
 ) -> None:
-    total = files[-1].stop
-    for old in [path for path in folder.parent.iterdir() if path.is_dir()]:  # half-built, or of a content that is gone
+    """Decode these cameras. A file gets its name when it is complete, so what has its name is complete."""
+    total, folder = max(shape[0] for shape in shapes.values()), next(iter(paths.values())).parent
+    for old in [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]:  # content that is gone
         shutil.rmtree(old)
-    need, free = cache_bytes(info, total), shutil.disk_usage(folder.parent).free
+    folder.mkdir(exist_ok=True)
+    for leftover in folder.glob(f"*{TEMPORARY}"):
+        leftover.unlink()
+    need, free = cache_bytes((shape[1:3] for shape in shapes.values()), total), shutil.disk_usage(folder).free
     if need > free:
         raise UserError(
             f"the frame cache needs {need / 1e9:.2f} GB in {folder.parent}, {free / 1e9:.2f} GB are free:"
-            " free some space or choose another cache directory"
+            " free some space, choose another cache directory, or read without a cache (frames='stream')"
         )
-    building = folder.with_name(folder.name + ".tmp")
-    building.mkdir()
-    maps = {
-        camera: np.memmap(_frames_path(building, camera), dtype=np.uint8, mode="w+", shape=shape)
-        for camera, shape in shapes.items()
-    }
-    done = 0
-    # cv2 decodes without holding the interpreter lock: threads share the maps and use all cores.
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    building = {camera: path.with_name(path.name + TEMPORARY) for camera, path in paths.items()}
+    maps = {c: np.memmap(path, dtype=np.uint8, mode="w+", shape=shapes[c]) for c, path in building.items()}
+    jobs = [(camera, source) for camera, mine in found.items() for source in mine]
+    workers = max(1, len(os.sched_getaffinity(0)))
+    tally = _Tally(total * len(shapes), progress)
+
+    def decode(job: tuple[str, Source]) -> None:
+        camera, source = job
+        for index, frame in decode_source(source, shapes[camera][1:], info.features.fps, -(-workers // len(jobs))):
+            maps[camera][index] = frame
+            tally.count()
+
+    # cv2 and PyAV decode without holding the interpreter lock: threads share the maps and use all cores.
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            for count in pool.map(lambda part: _decode(info, maps, *part), list(_parts(files))):
-                done += count
-                if progress is not None:
-                    progress(done, total)
+            for _ in pool.map(decode, jobs):
+                pass
         except BaseException:
+            tally.stopped = True
             pool.shutdown(wait=True, cancel_futures=True)
-            shutil.rmtree(building, ignore_errors=True)
+            for path in building.values():
+                path.unlink(missing_ok=True)
             raise
-    for frames in maps.values():
-        frames.flush()
-    write_json(building / _MARK, {"content": folder.name, "shapes": {camera: list(s) for camera, s in shapes.items()}})
-    building.rename(folder)
-    sync_directory(folder.parent)
-
-
-def _parts(files: list[DataFile]) -> Iterable[tuple[DataFile, int, int, int]]:
-    """(file, row group, first frame, frames): what is decoded at a time."""
-    for file in files:
-        try:
-            meta = pq.read_metadata(file.path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{file.path} is damaged ({error}): copy or collect the data set again") from error
-        first = file.start
-        for group in range(meta.num_row_groups):
-            rows = min(meta.row_group(group).num_rows, file.stop - first)
-            if rows > 0:
-                yield file, group, first, rows
-            first += rows
-
-
-def _decode(info: Info, maps: Mapping[str, np.ndarray], file: DataFile, group: int, first: int, rows: int) -> int:
-    columns = [info.columns[camera] for camera in maps]
-    try:
-        table = pq.ParquetFile(file.path).read_row_group(group, columns=columns, use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file.path} is damaged ({error}): copy or collect the data set again") from error
     for camera, frames in maps.items():
-        column = table[info.columns[camera]].combine_chunks()
-        for row, encoded in enumerate(column.field("bytes")[:rows]):
-            data = encoded.as_buffer()
-            image = None if data is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-            where = f"{file.path}, frame {first + row}, camera {camera!r}"
-            if image is None:
-                raise UserError(f"{where}: the image does not decode, copy or collect the data set again")
-            if image.shape != frames.shape[1:]:
-                raise UserError(f"{where}: the image has shape {image.shape}, {INFO} says {frames.shape[1:]}")
-            cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=frames[first + row])
-    return rows
+        frames.flush()
+        building[camera].rename(paths[camera])
+    sync_directory(folder)
+
+
+class _Tally:
+    """Counts the frames of all threads; whoever counts learns that the work was stopped."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.stopped = False
+        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
+
+    def count(self) -> None:
+        if self.stopped:
+            raise InterruptedError("decoding was stopped")
+        with self._lock:
+            self._done += 1
+            if self._progress is not None and (self._done % 32 == 0 or self._done == self._total):
+                self._progress(self._done, self._total)

@@ -21,8 +21,10 @@ from typing import Any
 
 from moe_robot.data.demonstrate import KICK_FACTOR, KICK_RATE, KICK_STEPS, SEED_LIMIT
 from moe_robot.data.durable import TEMPORARY, disk_errors, only_writer
+from moe_robot.data.layout import PNG
 from moe_robot.data.record import EpisodeRecord
 from moe_robot.data.store import DatasetWriter
+from moe_robot.data.video import CODECS
 from moe_robot.data.workers import Settings, pending_path, produce
 from moe_robot.registry import environment_features, environment_id, make_environment, select_tasks, unknown
 from moe_robot.types import Features, UserError
@@ -93,6 +95,7 @@ def collect(
     instructions: str = "seen",
     successes_only: bool = True,
     tail: int = 0,
+    codec: str = PNG,
     progress: Callable[[Progress], None] | None = None,
 ) -> CollectReport:
     """Collect ``episodes`` demonstrations of each task into the data set ``out``, or go on with one begun before.
@@ -109,6 +112,7 @@ def collect(
         instructions: instruction set of the sentences.
         successes_only: see :class:`Settings`.
         tail: see :class:`Settings`.
+        codec: "png", or "h264" or "av1" for one video per camera.
         progress: called after each episode.
 
     Raises:
@@ -123,13 +127,15 @@ def collect(
             f"seeds {seed} to {seed + episodes - 1} are not all for collection (0 to {SEED_LIMIT - 1}): the others"
             " belong to tuning and reports, lower --seed or --episodes"
         )
+    if codec not in (PNG, *CODECS):
+        raise unknown("image codec", codec, (PNG, *CODECS))
     started, directory, tally = time.monotonic(), Path(out), _Tally()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # the software renderer is fastest here without threads of its own
     settings, features, provenance = _settle(
-        environment, tasks, seed, options or {}, noise, instructions, successes_only, tail
+        environment, tasks, seed, options or {}, noise, instructions, successes_only, tail, codec
     )
     with disk_errors(directory), only_writer(directory), ExitStack() as stack:
-        writer = DatasetWriter(directory, features, provenance)
+        writer = DatasetWriter(directory, features, provenance, settings.codec)
         pending = directory / PENDING
         pending.mkdir(exist_ok=True)
         stack.callback(_sweep, pending, writer)
@@ -170,6 +176,7 @@ def _settle(
     instructions: str,
     successes_only: bool,
     tail: int,
+    codec: str,
 ) -> tuple[Settings, Features, dict[str, Any]]:
     """Look at the environment once: complete the settings, read its features, note where the data comes from."""
     name, options = environment_id(environment), dict(options)
@@ -187,7 +194,7 @@ def _settle(
             raise unknown("instruction set", instructions, sets)
         in_a_row = IN_A_ROW if getattr(env.unwrapped, "scene_per_task", False) else 1
         instructed = instructions if sets else None
-        settings = Settings(name, options, chosen, seed, noise, instructed, successes_only, tail, in_a_row)
+        settings = Settings(name, options, chosen, seed, noise, instructed, successes_only, tail, codec, in_a_row)
         renderer = getattr(env.unwrapped, "renderer", None)
         provenance = {
             "environment": name,

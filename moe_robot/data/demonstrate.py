@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_robot.data.layout import PNG
 from moe_robot.data.record import EpisodeBuilder, EpisodeRecord
 from moe_robot.registry import environment_features
 from moe_robot.types import Observation, UserError
@@ -50,7 +51,14 @@ def layout_seed(seed: int, attempt: int) -> int:
 
 
 def demonstrate(
-    env: Any, task: str, seed: int, attempt: int, noise: float, instructions: str | None, tail: int = 0
+    env: Any,
+    task: str,
+    seed: int,
+    attempt: int,
+    noise: float,
+    instructions: str | None,
+    tail: int = 0,
+    codec: str = PNG,
 ) -> Rollout:
     """Roll the expert of ``task`` out until success, failure or time-out. A pure function of its arguments.
 
@@ -63,6 +71,7 @@ def demonstrate(
             scale uniformly from [0, 2 * noise]; kicks of ``KICK_FACTOR * noise`` come on top.
         instructions: the instruction set that sentences are drawn from, or None for the environment's only one.
         tail: steps that go on after success, so that the data shows what to do at the goal and beside it.
+        codec: how frames are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
     """
     inner = env.unwrapped
     make_expert = getattr(inner, "make_expert", None)
@@ -78,7 +87,7 @@ def demonstrate(
     expert = make_expert(task)
     scale = float(rng.uniform(0.0, 2.0 * noise))
     features = environment_features(env)
-    builder = EpisodeBuilder(features)
+    builder = EpisodeBuilder(features, codec)
     kick, over, success, left = 0, False, False, tail
     while not over:
         seen = Observation.from_gymnasium(observation, sentence)
@@ -107,7 +116,7 @@ def _succeeded(info: Mapping[str, Any]) -> bool:
 
 
 def demonstrate_until_success(
-    env: Any, task: str, seed: int, noise: float, instructions: str | None, tail: int = 0
+    env: Any, task: str, seed: int, noise: float, instructions: str | None, tail: int = 0, codec: str = PNG
 ) -> EpisodeRecord:
     """The first successful rollout for ``seed``: new noise first, then other layouts (see :func:`layout_seed`).
 
@@ -115,7 +124,7 @@ def demonstrate_until_success(
         UserError: none of ``LAYOUTS * TRIES_PER_LAYOUT`` rollouts succeeded.
     """
     for attempt in range(LAYOUTS * TRIES_PER_LAYOUT):
-        rollout = demonstrate(env, task, seed, attempt, noise, instructions, tail)
+        rollout = demonstrate(env, task, seed, attempt, noise, instructions, tail, codec)
         if rollout.success:
             return rollout.episode
     raise UserError(

@@ -50,6 +50,20 @@ class Episodes:
         )
 
 
+def joined(parts: Sequence[Episodes], frames: Sequence[int]) -> Episodes:
+    """The episodes of several data sets of ``frames`` frames as one; numbers and frames count on from set to set."""
+    before = np.concatenate([[0], np.cumsum(frames)])[: len(parts)]
+    episodes = np.concatenate([[0], np.cumsum([len(part) for part in parts])])[: len(parts)]
+    return Episodes(
+        np.concatenate([at + np.arange(len(part)) for at, part in zip(episodes, parts, strict=True)]),
+        tuple(task for part in parts for task in part.task),
+        tuple(sentence for part in parts for sentence in part.sentence),
+        np.concatenate([at + part.start for at, part in zip(before, parts, strict=True)]),
+        np.concatenate([at + part.stop for at, part in zip(before, parts, strict=True)]),
+        np.concatenate([part.seed for part in parts]),
+    )
+
+
 def episodes_of(table: pa.Table) -> Episodes:
     """From the rows of ``meta/episodes`` (:func:`moe_robot.data.layout.read_episodes`)."""
 

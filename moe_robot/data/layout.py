@@ -1,7 +1,8 @@
 """LeRobot's data set layout v3.0 on disk: names of files, columns and types, and how its meta files are read.
 
 One data set is ``meta/info.json`` (features, totals), ``meta/tasks.parquet`` (sentences), ``meta/stats.json``,
-``meta/episodes/chunk-*/file-*.parquet`` (one row per episode) and ``data/chunk-*/file-*.parquet`` (one row per frame).
+``meta/episodes/chunk-*/file-*.parquet`` (one row per episode), ``data/chunk-*/file-*.parquet`` (one row per frame) and,
+for cameras stored as video, ``videos/<key>/chunk-*/file-*.mp4``.
 ``meta/info.json`` is written last: its ``total_episodes`` is the number of episodes that are complete.
 """
 
@@ -21,6 +22,7 @@ from moe_robot.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Feat
 CODEBASE_VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 INFO, TASKS, STATS = "meta/info.json", "meta/tasks.parquet", "meta/stats.json"
 PROVENANCE = "moe_robot"
@@ -43,6 +45,10 @@ EXTRAS: dict[str, pa.DataType] = {
 """Columns we add to ``meta/episodes``: the environment's task name, the seed of the layout, whether it succeeded, how
 many rollouts it took, and the noise scale of this one. Empty where a recording knows no such thing."""
 
+PNG = "png"
+"""Cameras stored as one losslessly encoded image per frame; otherwise as a video of this codec."""
+_PICTURES = ("image", "video")
+_IMAGE_AXES = ("height", "width", "channels")
 IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
 
@@ -53,10 +59,12 @@ class Info:
     Attributes:
         features: cameras, state and action names, control rate.
         storage: camera -> ``"image"`` (encoded frames in the data files) or ``"video"``.
-        columns: camera -> its key, ``observation.images.<camera>`` in our data sets.
+        columns: camera -> its key in the files, ``observation.images.<camera>`` in our data sets; likewise for vectors
+            (``observation.state``, ``action``, ``environment_state``), whose keys a rename map may have changed.
         episodes: number of complete episodes.
         frames: their frames.
         data_path: template of the data files.
+        video_path: template of the video files, None where there are none.
         provenance: our own record of the origin, empty for a foreign data set.
         raw: the whole file.
     """
@@ -67,6 +75,7 @@ class Info:
     episodes: int
     frames: int
     data_path: str
+    video_path: str | None
     provenance: Mapping[str, Any]
     raw: Mapping[str, Any]
 
@@ -77,8 +86,11 @@ def chunk_and_file(number: int) -> dict[str, int]:
 
 
 def vector_type(size: int) -> pa.DataType:
-    """A float32 vector column, fixed size; the child's name is the one that Parquet gives back when it is read."""
-    return pa.list_(pa.field("element", pa.float32()), size)
+    """A float32 vector column, fixed size; the child's name is the one that Parquet gives back when it is read.
+
+    A vector of one entry is a plain number in LeRobot's files.
+    """
+    return pa.list_(pa.field("element", pa.float32()), size) if size != 1 else pa.float32()
 
 
 def vector_names(features: Features) -> dict[str, tuple[str, ...]]:
@@ -87,17 +99,17 @@ def vector_names(features: Features) -> dict[str, tuple[str, ...]]:
     return vectors | ({ENVIRONMENT_STATE: features.environment_names} if features.environment_names else {})
 
 
-def frame_columns(features: Features) -> dict[str, pa.DataType]:
-    """What one frame carries of its own: images and vectors."""
+def frame_columns(features: Features, codec: str = PNG) -> dict[str, pa.DataType]:
+    """What one frame carries of its own in the data files: images, unless they are in videos, and vectors."""
     return {
-        **{IMAGE_PREFIX + camera: IMAGE_TYPE for camera in features.cameras},
+        **({IMAGE_PREFIX + camera: IMAGE_TYPE for camera in features.cameras} if codec == PNG else {}),
         **{key: vector_type(len(names)) for key, names in vector_names(features).items()},
     }
 
 
-def data_schema(features: Features) -> pa.Schema:
+def data_schema(features: Features, codec: str = PNG) -> pa.Schema:
     """Columns of a data file, with the note by which Hugging Face ``datasets`` decodes images and vectors."""
-    columns = {**frame_columns(features), **SCALARS}
+    columns = {**frame_columns(features, codec), **SCALARS}
     notes: dict[str, Any] = {}
     for name, kind in columns.items():
         if kind == IMAGE_TYPE:
@@ -114,12 +126,15 @@ def data_schema(features: Features) -> pa.Schema:
     return pa.schema([pa.field(name, kind) for name, kind in columns.items()], metadata={"huggingface": note})
 
 
-def info_json(features: Features, episodes: int, frames: int, tasks: int, provenance: Mapping[str, Any]) -> dict:
-    """The content of ``meta/info.json`` of a data set whose cameras are stored as encoded images."""
-    described: dict[str, Any] = {
-        IMAGE_PREFIX + camera: {"dtype": "image", "shape": [h, w, 3], "names": ["height", "width", "channels"]}
-        for camera, (h, w) in features.cameras.items()
-    }
+def info_json(
+    features: Features, episodes: int, frames: int, tasks: int, provenance: Mapping[str, Any], codec: str = PNG
+) -> dict:
+    """The content of ``meta/info.json`` of a data set whose cameras are stored as PNG or as video of ``codec``."""
+    described: dict[str, Any] = {}
+    for camera, (h, w) in features.cameras.items():
+        described[IMAGE_PREFIX + camera] = {"dtype": "image", "shape": [h, w, 3], "names": list(_IMAGE_AXES)}
+        if codec != PNG:
+            described[IMAGE_PREFIX + camera] |= {"dtype": "video", "info": _video_info(h, w, codec, features.fps)}
     for key, names in vector_names(features).items():
         described[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
     for key, kind in SCALARS.items():
@@ -137,14 +152,27 @@ def info_json(features: Features, episodes: int, frames: int, tasks: int, proven
         "fps": features.fps,
         "splits": {"train": f"0:{episodes}"},
         "data_path": DATA_PATH,
-        "video_path": None,
+        "video_path": None if codec == PNG else VIDEO_PATH,
         "features": described,
         PROVENANCE: dict(provenance),
     }
 
 
-def read_info(directory: str | Path) -> Info:
-    """Read ``meta/info.json``.
+def _video_info(height: int, width: int, codec: str, fps: int) -> dict[str, Any]:
+    return {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": codec,
+        "video.pix_fmt": "yuv420p",
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+    }
+
+
+def read_info(directory: str | Path, keys: Mapping[str, str] | None = None) -> Info:
+    """Read ``meta/info.json``, with ``keys`` a map from foreign feature keys to ours where they differ.
 
     Raises:
         UserError: there is none, it is broken, of another version, or lacks a state or an action.
@@ -159,14 +187,18 @@ def read_info(directory: str | Path) -> Info:
             raise UserError(
                 f"{path} is LeRobot {version}: expected {CODEBASE_VERSION}, convert it with LeRobot's tools"
             )
-        described = raw["features"]
+        ours = dict(keys or {})
+        in_files: dict[str, str] = {ours.get(key, key): key for key in map(str, raw["features"])}
+        described: dict[str, Any] = {name: raw["features"][key] for name, key in in_files.items()}
         missing = [key for key in (STATE, ACTION) if key not in described]
         if missing:
-            raise UserError(f"{path} has no feature {missing[0]!r}: expected {STATE!r} and {ACTION!r}")
-        keys = {
-            key.removeprefix(IMAGE_PREFIX): key for key in described if described[key]["dtype"] in ("image", "video")
-        }
-        cameras = {camera: described[key] for camera, key in keys.items()}
+            raise UserError(
+                f"{path} has no feature {missing[0]!r}: expected {STATE!r} and {ACTION!r}, it has"
+                f" {', '.join(key for key in described if key not in SCALARS)}; say which is which with a rename map"
+            )
+        images = {key.removeprefix(IMAGE_PREFIX): key for key in described if described[key]["dtype"] in _PICTURES}
+        vectors = [key for key in (STATE, ACTION, ENVIRONMENT_STATE) if key in described]
+        cameras = {camera: described[key] for camera, key in images.items()}
         return Info(
             features=Features(
                 cameras={camera: _image_size(feature) for camera, feature in cameras.items()},
@@ -177,11 +209,12 @@ def read_info(directory: str | Path) -> Info:
                 if ENVIRONMENT_STATE in described
                 else (),
             ),
-            columns=keys,
+            columns={name: in_files[key] for name, key in (images | {key: key for key in vectors}).items()},
             storage={camera: feature["dtype"] for camera, feature in cameras.items()},
             episodes=int(raw["total_episodes"]),
             frames=int(raw["total_frames"]),
             data_path=raw["data_path"],
+            video_path=raw.get("video_path"),
             provenance=raw.get(PROVENANCE, {}),
             raw=raw,
         )
@@ -198,6 +231,8 @@ def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
 
 def _vector_names(feature: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     """LeRobot allows a list of names, a dict of one list (``{"motors": [...]}``), or nothing."""
+    if len(feature["shape"]) != 1:
+        raise ValueError(f"the {kind} has shape {feature['shape']}, expected one dimension")
     names, size = feature.get("names"), int(feature["shape"][0])
     if isinstance(names, Mapping):
         names = next(iter(names.values()), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -13,22 +13,29 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from moe_robot.data.cache import CACHE, DataFile, content_hash, open_frames
-from moe_robot.data.episodes import VALIDATION_EVERY, Episodes, episodes_of, held_out
-from moe_robot.data.layout import (
-    Info,
-    read_episodes,
-    read_info,
-    read_table,
-    read_tasks,
-    vector_names,
+from moe_robot.data.cache import CACHE, cache_bytes, content_hash, open_frames
+from moe_robot.data.columns import STATISTICS, vector_rows
+from moe_robot.data.episodes import Episodes, episodes_of
+from moe_robot.data.frames import DataFile, Progress, data_files, sources, video_clips
+from moe_robot.data.layout import PROVENANCE, Info, read_episodes, read_table, read_tasks, vector_names
+from moe_robot.data.sampler import batch_indices
+from moe_robot.data.selection import (
+    Split,
+    image_keys,
+    parse_episodes,
+    read_selected_info,
+    select_episodes,
+    vector_columns,
 )
-from moe_robot.data.statistics import QUANTILES, combine, from_columns, vector_statistics
-from moe_robot.data.store import vector_rows
+from moe_robot.data.statistics import ImageStatistics, combine, from_columns, vector_statistics
+from moe_robot.data.stream import StreamedFrames
 from moe_robot.registry import unknown
 from moe_robot.types import ACTION, ACTION_IS_PAD, IMAGE_PREFIX, TASK, TASK_NAME, FeatureStatistics, UserError
 
-Split = Literal["train", "validation", "all"]
+FrameSource = Literal["cache", "stream"]
+"""Where pictures come from: decoded once into memory maps beside the data set, or anew whenever they are asked for."""
+MEASURED_FRAMES = 1000
+"""Frames, evenly over the chosen episodes, on which statistics of images are measured where others wrote the data."""
 
 
 class Dataset:
@@ -53,13 +60,18 @@ class Dataset:
         horizon: int,
         cache: Path | None,
         show_progress: bool | None,
+        frames: FrameSource = "cache",
     ) -> None:
         self.directory, self.features, self.horizon, self.episodes = directory, info.features, horizon, episodes
         self.provenance: Mapping[str, Any] = info.provenance
         self.tasks = tuple(dict.fromkeys(episodes.sentence))
-        self._info, self._show, self._cache = info, show_progress, cache or directory / CACHE
-        self._files = _data_files(directory, info, table)
-        self._vectors, self._task_index = _read_vectors(self._files, info)
+        self._info, self._show, self._cache, self._how = info, show_progress, cache or directory / CACHE, frames
+        self._files, self._clips = data_files(directory, info, table), video_clips(directory, info, table)
+        videos = {clip.path: clip for clips in self._clips.values() for clip in clips}
+        for path, clip in videos.items():
+            if not path.is_file():
+                raise UserError(f"{path} is missing: it has frames of episode {clip.episode}, copy the data set again")
+        self._vectors, self._task_index = _read_vectors(self._files, info, episodes)
         self._sentences = read_tasks(directory)
         if len(self._task_index) and self._task_index.max() >= len(self._sentences):
             raise UserError(
@@ -69,22 +81,48 @@ class Dataset:
         self._rows = np.concatenate([np.arange(a, b) for a, b in zip(episodes.start, episodes.stop, strict=True)])
         self._ends = np.repeat(episodes.stop, lengths)
         self._episode_of_row = np.repeat(np.arange(len(episodes)), lengths)
-        self.content_hash = content_hash(directory, self._files, self._cache)
+        paths = [*(file.path for file in self._files), *videos]
+        self.content_hash = content_hash(directory, paths, self._cache)
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def total_frames(self) -> int:
+        """Frames of the whole data set, chosen or not."""
+        return self._files[-1].stop
+
+    @property
+    def vectors(self) -> Mapping[str, np.ndarray]:
+        """State, action and the environment's state of the chosen frames, float32 (len(self), D)."""
+        return {key: values[self._rows] for key, values in self._vectors.items()}
+
     @cached_property
-    def frames(self) -> Mapping[str, np.ndarray]:
-        """Camera -> uint8 (all frames of the data set, H, W, 3), memory-mapped; decoded at first use."""
-        with _progress_bar(self._show, self._info, self._files[-1].stop, self._cache) as progress:
-            return open_frames(self._info, self._files, self.content_hash, self._cache, progress)
+    def frames(self) -> Mapping[str, np.ndarray | StreamedFrames]:
+        """Camera -> uint8 (all frames of the data set, H, W, 3): memory-mapped, decoded at first use; or streamed."""
+        found, total = sources(self._info, self._files, self._clips), self._files[-1].stop
+        if self._how == "stream":
+            sizes, fps = self.features.cameras, self.features.fps
+            return {camera: StreamedFrames(found[camera], (*size, 3), fps) for camera, size in sizes.items()}
+        with _progress_bar(self._show, self._info, total, self._cache) as progress:
+            return open_frames(self._info, found, total, self.content_hash, self._cache, progress)
 
     @cached_property
     def statistics(self) -> dict[str, FeatureStatistics]:
-        """Statistics of the chosen episodes by feature: vectors exact, images combined from those of each episode."""
+        """Statistics of the chosen episodes by feature: vectors exact, images combined from those of each episode.
+
+        Where others wrote the data set, images are measured, on up to :data:`MEASURED_FRAMES` frames: LeRobot 0.4
+        squares bytes without widening them (its issue 3682), so that its deviations of images are often 0.
+        """
         statistics = {key: vector_statistics(values[self._rows]) for key, values in self._vectors.items()}
-        statistics.update(_image_statistics(self.directory, self._info, self.episodes))
+        if PROVENANCE in self._info.raw:
+            return statistics | _image_statistics(self.directory, self._info, self.episodes)
+        chosen = self._rows[np.unique(np.linspace(0, len(self) - 1, MEASURED_FRAMES).round().astype(np.int64))]
+        for camera, frames in self.frames.items():
+            measured = ImageStatistics()
+            for row in chosen:
+                measured.add(frames[row[None]][0])
+            statistics[IMAGE_PREFIX + camera] = replace(measured.statistics(), count=len(self))
         return statistics
 
     def batch(self, indices: np.ndarray | Sequence[int]) -> dict[str, Any]:
@@ -109,6 +147,10 @@ class Dataset:
         batch[ACTION_IS_PAD] = steps >= ends[:, None]
         return batch
 
+    def draw(self, seed: int, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """The indices that :meth:`batch` takes at a step of training (:func:`moe_robot.data.sampler.batch_indices`)."""
+        return batch_indices(seed, step, batch_size, len(self), rank, world_size)
+
     def __getstate__(self) -> dict[str, Any]:
         """A worker process opens the maps anew: pickled along, they would be copied frame by frame."""
         return {name: value for name, value in self.__dict__.items() if name != "frames"}
@@ -120,64 +162,50 @@ def open_dataset(
     tasks: Sequence[str] | None = None,
     split: Split = "train",
     *,
+    episodes: str | None = None,
+    cameras: Sequence[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    frames: FrameSource = "cache",
     cache: str | Path | None = None,
     show_progress: bool | None = None,
 ) -> Dataset:
-    """Open a LeRobot v3 data set whose cameras are stored as encoded images.
+    """Open a LeRobot v3 data set, whoever wrote it.
 
     Args:
         directory: the data set.
         horizon: actions per chunk.
         tasks: only episodes of these tasks (environment task names, or sentences where there are none).
-        split: see :data:`VALIDATION_EVERY`.
+        split: see :data:`moe_robot.data.episodes.VALIDATION_EVERY`.
+        episodes: only these, for example ``"0-99,120"``.
+        cameras: only these, by their names after ``rename``.
+        rename: foreign names -> ours, see :func:`moe_robot.data.selection.read_selected_info`.
+        frames: "cache" decodes every frame once into memory maps, "stream" decodes on demand and needs no disk.
         cache: folder for decoded frames; ``.cache`` in the data set when left out.
         show_progress: a bar while frames are decoded; by default when stderr is a terminal.
 
     Raises:
-        UserError: missing or damaged files, an unknown task, a split without episodes.
+        UserError: missing or damaged files, an unknown task, camera or name, a selection without episodes.
     """
     if horizon < 1:
         raise UserError(f"horizon {horizon}: expected at least 1 action per chunk")
+    if frames not in ("cache", "stream"):
+        raise unknown("source of frames", frames, ("cache", "stream"))
     directory = Path(directory)
-    info = read_info(directory)
+    info = read_selected_info(directory, cameras, rename)
     table = read_episodes(directory, info)
-    episodes = episodes_of(table)
-    chosen = np.ones(len(episodes), dtype=bool)
-    for task in tasks or ():
-        if task not in episodes.task:
-            raise unknown("task of the data set", task, set(episodes.task))
-    if tasks is not None:
-        chosen &= np.isin(np.array(episodes.task, dtype=object), list(tasks))
-    if split not in ("train", "validation", "all"):
-        raise unknown("split", split, ("train", "validation", "all"))
-    if split != "all":
-        chosen &= held_out(episodes.task) == (split == "validation")
-    if not chosen.any():
-        raise UserError(
-            f"{directory} has no episode for split {split!r}: validation takes every {VALIDATION_EVERY}th episode"
-            " of a task, collect more or use another split"
-        )
-    chosen_episodes = episodes.where(chosen)
-    return Dataset(directory, info, table, chosen_episodes, horizon, Path(cache) if cache else None, show_progress)
+    ranges = parse_episodes(episodes) if episodes is not None else None
+    chosen = select_episodes(directory, episodes_of(table), tasks, split, ranges)
+    return Dataset(directory, info, table, chosen, horizon, Path(cache) if cache else None, show_progress, frames)
 
 
-def _data_files(directory: Path, info: Info, table: pa.Table) -> list[DataFile]:
-    names = ("data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
-    files: dict[Path, DataFile] = {}
-    for chunk, number, start, stop in zip(*(table[name].to_pylist() for name in names), strict=True):
-        path = directory / info.data_path.format(chunk_index=chunk, file_index=number)
-        known = files.get(path, DataFile(path, start, stop))
-        files[path] = replace(known, start=min(known.start, start), stop=max(known.stop, stop))
-    return sorted(files.values(), key=lambda file: file.start)
-
-
-def _read_vectors(files: Sequence[DataFile], info: Info) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    vectors = vector_names(info.features)
-    blocks: dict[str, list[np.ndarray]] = {key: [] for key in vectors}
+def _read_vectors(files: Sequence[DataFile], info: Info, chosen: Episodes) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Key -> float32 (all frames, D), and the task index of every frame. Only chosen episodes must be finite."""
+    names, columns = vector_names(info.features), vector_columns(info)
+    blocks: dict[str, list[np.ndarray]] = {key: [] for key in names}
     task_index = []
     expected = 0
     for file in files:
-        table = read_table(file.path, [*vectors, "task_index"])
+        table = read_table(file.path, [*columns.values(), "task_index"])
         if file.start != expected or table.num_rows < file.stop - file.start:
             raise UserError(
                 f"{file.path} holds {table.num_rows} frames from {expected} on: meta/episodes says {file.start} to"
@@ -185,54 +213,52 @@ def _read_vectors(files: Sequence[DataFile], info: Info) -> tuple[dict[str, np.n
             )
         expected = file.stop
         table = table.slice(0, file.stop - file.start)
-        for key, names in vectors.items():
-            values = vector_rows(table[key])
-            if values.shape[1] != len(names):
-                raise UserError(f"{file.path}: {key} has {values.shape[1]} entries, meta/info.json says {len(names)}")
-            bad = np.argwhere(~np.isfinite(values))
-            if len(bad):
-                frame, entry = bad[0]
-                raise UserError(
-                    f"{file.path}: {key} entry {names[entry]!r} is not finite at frame {file.start + frame}"
-                )
+        for key, entries in names.items():
+            values = vector_rows(table[columns[key]])
+            if values.shape[1] != len(entries):
+                raise UserError(f"{file.path}: {key} has {values.shape[1]} entries, meta/info.json says {len(entries)}")
             blocks[key].append(values)
         task_index.append(table["task_index"].to_numpy())
     if expected != info.frames:
         raise UserError(f"the data files hold {expected} frames: meta/info.json says {info.frames}, copy it again")
-    return {key: np.concatenate(parts) for key, parts in blocks.items()}, np.concatenate(task_index)
+    vectors = {key: np.concatenate(parts) for key, parts in blocks.items()}
+    for key, entries in names.items():
+        for episode, start, stop in zip(chosen.index, chosen.start, chosen.stop, strict=True):
+            bad = np.argwhere(~np.isfinite(vectors[key][start:stop]))
+            if len(bad):
+                path = next(file.path for file in files if file.start <= start < file.stop)
+                raise UserError(
+                    f"{path}: {key} entry {entries[bad[0][1]]!r} is not finite at frame {bad[0][0]} of episode"
+                    f" {episode}: leave the episode out or record it again"
+                )
+    return vectors, np.concatenate(task_index)
 
 
 def _image_statistics(directory: Path, info: Info, episodes: Episodes) -> dict[str, FeatureStatistics]:
     table = read_episodes(directory, info, statistics=True).take(pa.array(episodes.index))
     found = {}
-    for key in info.columns.values():
-        names = [
-            n for n in ("min", "max", "mean", "std", "count", *QUANTILES) if f"stats/{key}/{n}" in table.column_names
-        ]
+    for ours, key in image_keys(info).items():
+        names = [name for name in STATISTICS if f"stats/{key}/{name}" in table.column_names]
         if len(names) < 5:
             raise UserError(
                 f"{directory} has no statistics of {key!r} in meta/episodes: compute them with LeRobot's tools"
             )
         columns = [table[f"stats/{key}/{name}"].to_pylist() for name in names]
-        found[key] = combine([from_columns(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)])
+        found[ours] = combine([from_columns(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)])
     return found
 
 
 @contextmanager
-def _progress_bar(
-    show: bool | None, info: Info, frames: int, cache: Path
-) -> Iterator[Callable[[int, int], None] | None]:
+def _progress_bar(show: bool | None, info: Info, frames: int, cache: Path) -> Iterator[Progress | None]:
     if not (sys.stderr.isatty() if show is None else show):
         yield None
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    from moe_robot.data.cache import cache_bytes
-
-    size = cache_bytes(info, frames) / 1e6
+    size = cache_bytes(info.features.cameras.values(), frames) / 1e6
     bar = Progress(console=Console(stderr=True))
-    row = bar.add_task(f"decoding {frames} frames once ({size:.0f} MB in {cache.name}/)", total=frames)
+    row = bar.add_task(f"decoding {frames} frames once ({size:.0f} MB in {cache.name}/)", total=None)
 
     def progress(done: int, total: int) -> None:
         bar.start()  # only when there is something to decode

@@ -1,9 +1,10 @@
 """Writes a LeRobot v3 data set that is complete and readable after every commit, whatever kills the writer.
 
-Order of a commit: data file, episodes file, tasks, statistics, and ``meta/info.json`` last. Readers trust
+Order of a commit: videos, data file, episodes file, tasks, statistics, and ``meta/info.json`` last. Readers trust
 ``total_episodes`` of ``info.json``, so a kill between any two files leaves the earlier state. The newest data file
-grows until it holds :data:`FILE_BYTES` and is rewritten (atomically) by each commit until then; where one file ends
-depends on the episodes alone, so the same episodes give the same files, bit for bit, however often the writer stopped.
+grows until it and its videos (one per camera, with its number) hold :data:`FILE_BYTES`, and is rewritten (atomically)
+by each commit until then; where one file ends depends on the episodes alone, so the same episodes give the same files,
+bit for bit, however often the writer stopped.
 """
 
 from __future__ import annotations
@@ -11,23 +12,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from moe_robot.data.columns import STATISTICS, encoded_bytes, episodes_schema, vector_rows
 from moe_robot.data.durable import write_atomically, write_json
 from moe_robot.data.layout import (
     DATA_PATH,
     EPISODES_PATH,
     EXTRAS,
     INFO,
+    PNG,
     SCALARS,
     STATS,
     TASKS,
+    VIDEO_PATH,
     chunk_and_file,
     data_schema,
     info_json,
@@ -39,7 +43,8 @@ from moe_robot.data.layout import (
     vector_names,
 )
 from moe_robot.data.record import EpisodeRecord
-from moe_robot.data.statistics import QUANTILES, combine, from_columns, to_columns, vector_statistics
+from moe_robot.data.statistics import combine, from_columns, to_columns, vector_statistics
+from moe_robot.data.video import content_bytes, cut_videos, join_videos
 from moe_robot.types import IMAGE_PREFIX, Features, FeatureStatistics, UserError
 
 FILE_BYTES = 32 * 2**20
@@ -54,14 +59,22 @@ class DatasetWriter:
         frames: their frames.
     """
 
-    def __init__(self, directory: str | Path, features: Features, provenance: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: str | Path, features: Features, provenance: Mapping[str, Any], codec: str = PNG
+    ) -> None:
         """Begin a data set in ``directory``, or go on with the one that is there.
+
+        Args:
+            directory: of the data set.
+            features: of every episode.
+            provenance: where the data comes from, kept in ``info.json``.
+            codec: how the frames of every episode are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
 
         Raises:
             UserError: the directory holds another data set: the first difference is named.
         """
         self.directory = Path(directory)
-        self.features = features
+        self.features, self.codec = features, codec
         self.provenance = json.loads(json.dumps(dict(provenance)))  # as it reads back: lists for tuples
         self.episodes = self.frames = 0
         self._sentences: dict[str, int] = {}
@@ -69,6 +82,7 @@ class DatasetWriter:
         self._vectors: dict[str, list[np.ndarray]] = {key: [] for key in vector_names(features)}
         self._file = 0  # number of the data file that takes the next episode
         self._tables: list[pa.Table] = []  # its episodes so far
+        self._videos: dict[str, list[bytes]] = {camera: [] for camera in features.cameras if codec != PNG}
         self._rows: list[dict[str, Any]] = []  # their rows of meta/episodes
         self._bytes = 0
         self._changed = False
@@ -82,6 +96,9 @@ class DatasetWriter:
         if self._bytes >= FILE_BYTES:
             self.commit()
             self._file, self._tables, self._rows, self._bytes = self._file + 1, [], [], 0
+            self._videos = {camera: [] for camera in self._videos}
+        if record.videos.keys() != self._videos.keys():
+            raise ValueError(f"the episode has videos of {list(record.videos)}, the data set of {list(self._videos)}")
         n, first = len(record), self.frames
         task = self._sentences.setdefault(record.sentence, len(self._sentences))
         steps = np.arange(n)
@@ -94,7 +111,7 @@ class DatasetWriter:
         }
         columns = {name: record.frames[name] for name in record.frames.column_names}
         columns |= {name: pa.array(values, SCALARS[name]) for name, values in scalars.items()}
-        schema = data_schema(self.features)
+        schema = data_schema(self.features, self.codec)
         table = pa.table([columns[name] for name in schema.names], schema=schema)
         statistics = {**record.statistics, **{k: vector_statistics(v[:, None]) for k, v in scalars.items()}}
         self._rows.append(
@@ -105,6 +122,7 @@ class DatasetWriter:
                 **{f"data/{key}": value for key, value in chunk_and_file(self._file).items()},
                 "dataset_from_index": first,
                 "dataset_to_index": first + n,
+                **self._video_columns(n),
                 **{name: record.extras.get(name) for name in EXTRAS},
                 **{
                     f"stats/{key}/{name}": value
@@ -114,7 +132,7 @@ class DatasetWriter:
                 **{f"meta/episodes/{key}": value for key, value in chunk_and_file(self._file).items()},
             }
         )
-        self._take(table, statistics)
+        self._take(table, statistics, record.videos)
         self.episodes += 1
         self.frames += n
         self._changed = True
@@ -124,6 +142,9 @@ class DatasetWriter:
         if not self._changed:
             return
         numbers = chunk_and_file(self._file)
+        for camera, videos in self._videos.items():
+            path = self.directory / VIDEO_PATH.format(video_key=IMAGE_PREFIX + camera, **numbers)
+            write_atomically(path, partial(self._write_video, videos))
         write_atomically(self.directory / DATA_PATH.format(**numbers), self._write_data)
         write_atomically(self.directory / EPISODES_PATH.format(**numbers), self._write_episodes)
         self._write_tasks()
@@ -149,6 +170,13 @@ class DatasetWriter:
     def _go_on(self) -> None:
         info = read_info(self.directory)
         self._refuse_another(info.features, info.provenance)
+        described = (info.raw["features"][info.columns[camera]] for camera in info.features.cameras)
+        stored = {feature.get("info", {}).get("video.codec", PNG) for feature in described}
+        if stored - {self.codec}:
+            raise UserError(
+                f"{self.directory} holds another data set (frames are {', '.join(stored)}, expected {self.codec}):"
+                " choose another directory or the same settings"
+            )
         if info.episodes == 0:
             return
         table = read_episodes(self.directory, info, statistics=True)
@@ -159,7 +187,7 @@ class DatasetWriter:
             name.split("/")[1] for name in table.column_names if name.startswith("stats/") and name.endswith("/mean")
         ]
         rows = table.to_pylist()
-        schema = data_schema(self.features)
+        schema = data_schema(self.features, self.codec)
         files = [row["data/chunk_index"] * 1000 + row["data/file_index"] for row in rows]
         self._file = files[-1]
         for number in sorted(set(files)):
@@ -168,25 +196,57 @@ class DatasetWriter:
             path = self.directory / DATA_PATH.format(**chunk_and_file(number))
             data = read_table(path, schema.names if last else list(self._vectors))
             start = mine[0]["dataset_from_index"]
-            for row in mine:
+            clips = self._read_videos([row["length"] for row in mine]) if last else {}
+            for k, row in enumerate(mine):
                 frames = data.slice(row["dataset_from_index"] - start, row["length"])
                 if frames.num_rows != row["length"]:
                     raise UserError(f"{path} ends before episode {row['episode_index']}: copy or collect it again")
                 statistics = {
-                    key: from_columns({name: row[f"stats/{key}/{name}"] for name in _STATISTICS}) for key in keys
+                    key: from_columns({name: row[f"stats/{key}/{name}"] for name in STATISTICS}) for key in keys
                 }
-                self._take(frames.cast(schema) if last else frames, statistics, buffer=last)
+                videos = {camera: parts[k] for camera, parts in clips.items()}
+                self._take(frames.cast(schema) if last else frames, statistics, videos, buffer=last)
             if last:
                 self._rows = mine
 
-    def _take(self, frames: pa.Table, statistics: Mapping[str, FeatureStatistics], buffer: bool = True) -> None:
+    def _video_columns(self, length: int) -> dict[str, Any]:
+        """Where the videos of the next episode lie, in seconds: times of frames, so that they add up exactly."""
+        before, columns = sum(row["length"] for row in self._rows), {}
+        for camera in self._videos:
+            key = f"videos/{IMAGE_PREFIX}{camera}"
+            columns |= {f"{key}/{name}": number for name, number in chunk_and_file(self._file).items()}
+            columns[f"{key}/from_timestamp"] = before / self.features.fps
+            columns[f"{key}/to_timestamp"] = (before + length) / self.features.fps
+        return columns
+
+    def _read_videos(self, lengths: Sequence[int]) -> dict[str, list[bytes]]:
+        """Camera -> the newest video file, cut into its episodes."""
+        parts = {}
+        for camera in self._videos:
+            path = self.directory / VIDEO_PATH.format(video_key=IMAGE_PREFIX + camera, **chunk_and_file(self._file))
+            try:
+                parts[camera] = cut_videos(path.read_bytes(), lengths)
+            except (OSError, ValueError) as error:  # PyAV's errors are one or the other
+                raise UserError(f"{path} is missing or damaged ({error}): copy or collect it again") from error
+        return parts
+
+    def _take(
+        self,
+        frames: pa.Table,
+        statistics: Mapping[str, FeatureStatistics],
+        videos: Mapping[str, bytes],
+        buffer: bool = True,
+    ) -> None:
         for key, part in statistics.items():
             self._statistics.setdefault(key, []).append(part)
         for key, blocks in self._vectors.items():
             blocks.append(vector_rows(frames[key]))
         if buffer:
             self._tables.append(frames)
-            self._bytes += sum(_encoded_bytes(frames[name]) for name in frames.column_names)
+            self._bytes += sum(encoded_bytes(frames[name]) for name in frames.column_names)
+            for camera, video in videos.items():
+                self._videos[camera].append(video)
+                self._bytes += content_bytes(video)
 
     def _refuse_another(self, features: Features, provenance: Mapping[str, Any]) -> None:
         for name in sorted({*self.provenance, *provenance}):
@@ -202,11 +262,16 @@ class DatasetWriter:
         if difference:
             raise UserError(f"{self.directory} holds another data set ({difference}): choose another directory")
 
+    def _write_video(self, videos: Sequence[bytes], path: Path) -> None:
+        path.write_bytes(join_videos(videos, self.features.fps))
+
     def _write_data(self, path: Path) -> None:
-        schema = data_schema(self.features)
+        schema = data_schema(self.features, self.codec)
         # PNG does not compress again, and min/max of image bytes would only bloat the footer.
-        plain = [f"{IMAGE_PREFIX}{camera}.{part}" for camera in self.features.cameras for part in ("bytes", "path")]
-        leaves = [*(f"{key}.list.element" for key in vector_names(self.features)), *SCALARS]
+        images = [field.name for field in schema if pa.types.is_struct(field.type)]
+        plain = [f"{name}.{part}" for name in images for part in ("bytes", "path")]
+        vectors = {key: len(names) for key, names in vector_names(self.features).items()}
+        leaves = [*(f"{key}.list.element" if size > 1 else key for key, size in vectors.items()), *SCALARS]
         how: dict[str, Any] = {
             "compression": {**dict.fromkeys(leaves, "SNAPPY"), **dict.fromkeys(plain, "NONE")},
             "use_dictionary": False,
@@ -217,7 +282,7 @@ class DatasetWriter:
                 writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
 
     def _write_episodes(self, path: Path) -> None:
-        table = pa.Table.from_pylist(self._rows, schema=_episodes_schema(self._rows[0]))
+        table = pa.Table.from_pylist(self._rows, schema=episodes_schema(self._rows[0]))
         pq.write_table(table, path, use_dictionary=False)
 
     def _write_tasks(self) -> None:
@@ -225,46 +290,6 @@ class DatasetWriter:
         write_atomically(self.directory / TASKS, lambda path: pq.write_table(table, path, use_dictionary=False))
 
     def _write_info(self) -> None:
-        info = info_json(self.features, self.episodes, self.frames, len(self._sentences), self.provenance)
+        totals = self.episodes, self.frames, len(self._sentences)
+        info = info_json(self.features, *totals, self.provenance, self.codec)
         write_json(self.directory / INFO, info)
-
-
-_STATISTICS: Sequence[str] = ("min", "max", "mean", "std", "count", *QUANTILES)
-
-
-def _episodes_schema(row: Mapping[str, Any]) -> pa.Schema:
-    fields = []
-    for name in row:
-        if name == "tasks":
-            kind: pa.DataType = pa.list_(pa.field("element", pa.string()))
-        elif name in EXTRAS:
-            kind = EXTRAS[name]
-        elif name.startswith("stats/"):
-            _, key, which = name.split("/")
-            counted = SCALARS.get(key) == pa.int64() and which in ("min", "max")
-            kind = pa.int64() if counted or which == "count" else pa.float64()
-            depth = 3 if key.startswith(IMAGE_PREFIX) and which != "count" else 1
-            for _ in range(depth):
-                kind = pa.list_(pa.field("element", kind))
-        else:
-            kind = pa.int64()
-        fields.append(pa.field(name, kind))
-    return pa.schema(fields)
-
-
-def vector_rows(column: pa.ChunkedArray) -> np.ndarray:
-    """A float32 array (N, D) of a column of vectors of one size."""
-    if len(column) == 0:
-        raise ValueError("no rows")
-    flat = pc.call_function("list_flatten", [column]).to_numpy()
-    return np.asarray(flat, dtype=np.float32).reshape(len(column), -1)
-
-
-def _encoded_bytes(column: pa.ChunkedArray) -> int:
-    """Bytes of content, whatever buffers hold it: it decides where a file ends and must not depend on history."""
-    if pa.types.is_struct(column.type):
-        lengths = (pc.call_function("binary_length", [chunk.field("bytes")]) for chunk in column.chunks)
-        return sum(int(length.to_numpy().sum()) for length in lengths)
-    if pa.types.is_fixed_size_list(column.type):
-        return len(column) * column.type.list_size * 4
-    return len(column) * 8

@@ -15,6 +15,7 @@ from typing import Any
 
 from moe_robot.data.demonstrate import demonstrate, demonstrate_until_success
 from moe_robot.data.durable import disk_errors
+from moe_robot.data.layout import PNG
 from moe_robot.processes import workers_are_born
 from moe_robot.registry import make_environment
 from moe_robot.types import UserError
@@ -33,6 +34,7 @@ class Settings:
         instructions: instruction set of the sentences, None when the environment has no sets.
         successes_only: try again until the expert succeeds; False keeps the first rollout as it is.
         tail: steps that are recorded after success.
+        codec: how frames are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
         in_a_row: episodes of one task that are made one after another; the order of work alone, not of the data set.
     """
 
@@ -44,6 +46,7 @@ class Settings:
     instructions: str | None
     successes_only: bool = True
     tail: int = 0
+    codec: str = PNG
     in_a_row: int = 1
 
     def slot(self, number: int) -> tuple[str, int]:
@@ -119,9 +122,9 @@ class _Worker:
             self.env = make_environment(s.environment, **s.options)
         task, seed = s.slot(slot)
         if s.successes_only:
-            episode = demonstrate_until_success(self.env, task, seed, s.noise, s.instructions, s.tail)
+            episode = demonstrate_until_success(self.env, task, seed, s.noise, s.instructions, s.tail, s.codec)
         else:
-            episode = demonstrate(self.env, task, seed, 0, s.noise, s.instructions, s.tail).episode
+            episode = demonstrate(self.env, task, seed, 0, s.noise, s.instructions, s.tail, s.codec).episode
         with disk_errors(self.pending.parent):
             episode.save(pending_path(self.pending, slot))
         return int(episode.extras["attempts"])

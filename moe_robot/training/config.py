@@ -12,7 +12,8 @@ class TrainConfig:
     """Options of one training run. Resuming checks that nothing that shapes the result has changed."""
 
     data: Path
-    """Folder of demonstrations, as `moe-robot collect` writes it."""
+    """Folder of demonstrations in LeRobot's v3 format, whoever wrote it, or a YAML file that mixes several
+    (docs/data.md)."""
     out: Path
     """Folder of the run; the policy is saved in OUT/checkpoint."""
     preset: str = "moe"
@@ -33,6 +34,14 @@ class TrainConfig:
     """Train a policy that cannot read: the blind baseline."""
     tasks: str | None = None
     """Train on these tasks or groups of the data set only (comma-separated); all by default."""
+    episodes: str | None = None
+    """Train on these episodes only, for example 0-99,120."""
+    cameras: str | None = None
+    """Train on these cameras only (comma-separated); all by default."""
+    rename: tuple[str, ...] = ()
+    """Names of the data set and what to call them, as THEIRS=OURS: features, cameras, entries of state and action."""
+    stream: bool = False
+    """Decode pictures when they are needed, without a cache on the disk: slower, for data that is larger than it."""
     batch_size: int = 64
     """Samples per step."""
     learning_rate: float = 1e-3

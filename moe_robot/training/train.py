@@ -22,8 +22,10 @@ import torch
 
 from moe_robot import __version__, registry
 from moe_robot.data.durable import disk_errors
-from moe_robot.data.loader import open_dataset
-from moe_robot.data.sampler import batch_indices
+from moe_robot.data.loader import Dataset
+from moe_robot.data.match import FeaturesDiffer, match
+from moe_robot.data.mixture import Mixture, open_data
+from moe_robot.data.selection import Split, parse_rename
 from moe_robot.processes import interrupts_wait
 from moe_robot.training.checkpoint import load_state, save_policy, save_state
 from moe_robot.training.config import TrainConfig
@@ -65,9 +67,10 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     begun = _upcycled(config.upcycle, overrides) if config.upcycle else None
     horizon = begun.config.chunk if begun else policy_class.preset_horizon(config.preset, **overrides)
     tasks = tuple(config.tasks.split(",")) if config.tasks else None
-    dataset = open_dataset(config.data, horizon, tasks=tasks, split="train")
+    dataset = _open(config, horizon, "train")
     if begun and (reason := begun.features.mismatch(dataset.features)):
-        raise UserError(f"{config.upcycle} does not fit {config.data}: {reason}")
+        rows = match(begun.features, dataset.features)
+        raise FeaturesDiffer(f"{config.upcycle} does not fit {config.data}: {reason}", rows)
     policy = begun or policy_class.from_preset(
         config.preset, dataset.features, dataset.statistics, dataset.tasks, _task_names(dataset), **overrides
     )
@@ -78,7 +81,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         config.out.mkdir(parents=True, exist_ok=True)
     optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay, config.gate_rate)
     average = AveragedWeights(policy, config.ema)
-    probe, probed = _probe_data(config, horizon, tasks, dataset)
+    probe, probed = _probe_data(config, horizon, dataset)
     bf16 = uses_bf16(config.precision, device)
 
     step, elapsed = 0, 0.0
@@ -117,7 +120,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
             while (fraction := _fraction(config, step, elapsed)) < 1.0:
                 for group in optimiser.param_groups:
                     group["lr"] = group["rate"] * config.learning_rate * schedule(step, fraction, config.warmup)
-                batch = dataset.batch(batch_indices(config.seed, step, config.batch_size, len(dataset)))
+                batch = dataset.batch(dataset.draw(config.seed, step, config.batch_size))
                 with autocast(device, bf16):
                     try:
                         loss, logs = policy(batch)
@@ -237,7 +240,7 @@ def _fraction(config: TrainConfig, step: int, elapsed: float) -> float:
 
 def _fingerprint(config: TrainConfig, data_hash: str) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run. Its length may grow."""
-    free = {"out", "data", "resume", "steps", "minutes", "threads", "device", "save_every", "upcycle"}
+    free = {"out", "data", "resume", "steps", "minutes", "threads", "device", "save_every", "upcycle", "stream"}
     fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
     begun = None
     if config.upcycle:
@@ -281,10 +284,24 @@ def _task_names(dataset: Any) -> tuple[str, ...]:
     return () if set(names) == set(dataset.tasks) else tuple(names)
 
 
-def _probe_data(config: TrainConfig, horizon: int, tasks: tuple[str, ...] | None, dataset: Any) -> tuple[Any, str]:
+def _open(config: TrainConfig, horizon: int, split: Split) -> Dataset | Mixture:
+    """The demonstrations as the options choose them."""
+    return open_data(
+        config.data,
+        horizon,
+        split,
+        tasks=config.tasks.split(",") if config.tasks else None,
+        episodes=config.episodes,
+        cameras=config.cameras.split(",") if config.cameras else None,
+        rename=parse_rename(config.rename),
+        frames="stream" if config.stream else "cache",
+    )
+
+
+def _probe_data(config: TrainConfig, horizon: int, dataset: Any) -> tuple[Any, str]:
     """Held-out episodes to measure on, and what to call the result; training data where too few are held out."""
     try:
-        held_out = open_dataset(config.data, horizon, tasks=tasks, split="validation")
+        held_out = _open(config, horizon, "validation")
     except UserError:
         return dataset, "training_probe"
     return (held_out, "validation") if len(held_out) >= config.batch_size else (dataset, "training_probe")
@@ -296,7 +313,7 @@ def _probe(policy: Any, dataset: Any, config: TrainConfig, bf16: bool) -> dict[s
     policy.eval()
     total, sums = None, {}
     for i in range(PROBE_BATCHES):
-        batch = dataset.batch(batch_indices(0, i, min(config.batch_size, len(dataset)), len(dataset)))
+        batch = dataset.batch(dataset.draw(0, i, min(config.batch_size, len(dataset))))
         with autocast(policy.device, bf16):
             _, logs = policy(batch)
         for key, value in logs.items():

@@ -20,6 +20,7 @@ BalanceGroups = Literal["role", "all"]
 Activation = Literal["swiglu", "geglu", "relu"]
 ExpertKind = Literal["mlp", "convolution", "attention"]
 Search = Literal["things", "sentence"]
+Normalisation = Literal["mean_std", "min_max", "quantile", "none"]
 Head = Literal["l1", "flow", "mixture1991"]
 CHOICES = {
     "feed_forward": FeedForwardKind, "gate": GateKind, "gate_choice": GateChoice, "routing_unit": RoutingUnit,
@@ -39,6 +40,10 @@ class PolicyConfig:
     """Trunk blocks, each attention then feed-forward; at least 2, since the glimpses come after the first."""
     heads: int = 4
     """Attention heads."""
+
+    normalisation: Mapping[str, str] = field(default_factory=dict)
+    """What of -> how its values are brought to a common size: mean_std (default), min_max or quantile (the middle 98 %)
+    to -1..1, or none. What of: images, state, action, places, or one camera by its name."""
 
     # --- the feed-forward layers
     feed_forward: FeedForwardKind = "moe"
@@ -170,6 +175,9 @@ class PolicyConfig:
                 f"policy config: experts_per_token is {self.experts_per_token}, "
                 f"expected 1 to {self.n_experts} (the number of experts)"
             )
+        for mode in self.normalisation.values():
+            if mode not in get_args(Normalisation):
+                raise unknown("normalisation", str(mode), get_args(Normalisation))
         if not 0 <= self.sensor_dropout < 1:
             raise UserError(f"policy config: sensor_dropout is {self.sensor_dropout}, expected at least 0 and below 1")
         self._check_gate()

@@ -34,9 +34,11 @@ class PlaceNames:
 
     @classmethod
     def of(cls, names: Sequence[str], cameras: Iterable[str]) -> PlaceNames:
-        """Sort ``names`` by what they tell."""
-        of_picture = {name for name in names for camera in cameras if _thing_in(name, camera) is not None}
-        world = tuple(i for i, name in enumerate(names) if name not in of_picture)
+        """Sort ``names`` by what they tell. Pictures of other cameras are left out."""
+        parts = [name.rpartition(".") for name in names]
+        things = dict.fromkeys(thing_of(name) for name in names)
+        in_picture = [axis in PICTURE_AXES and thing.rpartition(".")[0] in things for thing, _, axis in parts]
+        world = tuple(i for i, elsewhere in enumerate(in_picture) if not elsewhere)
         things = tuple(dict.fromkeys(thing_of(names[i]) for i in world))
         at = {name: i for i, name in enumerate(names)}
         pictures = {}
@@ -101,10 +103,3 @@ def picture_loss(scores_BTHW: Tensor, told_BN: Tensor, pairs: Sequence[tuple[int
 def thing_of(name: str) -> str:
     """``red_cube`` of ``red_cube.x``."""
     return name.rpartition(".")[0] or name
-
-
-def _thing_in(name: str, camera: str) -> str | None:
-    """``red_cube`` of ``red_cube.front.u`` for the camera ``front``, else None."""
-    thing, _, axis = name.rpartition(".")
-    ending = f".{camera}"
-    return thing.removesuffix(ending) if axis in PICTURE_AXES and thing.endswith(ending) else None

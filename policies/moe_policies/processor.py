@@ -14,16 +14,46 @@ import torch
 from torch import Tensor, nn
 
 from moe_policies.config import PolicyConfig
+from moe_robot.registry import unknown
 from moe_robot.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
 
 DEAD = 1e-4
 """An entry whose standard deviation is below this did not move in the data: it is centred and not scaled."""
+_PARTS = {STATE: "state", ACTION: "action", ENVIRONMENT_STATE: "places"}
 AUGMENT_GROUPS = 8
 """A batch is augmented in this many groups, each with its own random draw: near to one per sample, and quick."""
 
 
+def centre_and_scale(key: str, mode: str, statistics: FeatureStatistics) -> tuple[np.ndarray, np.ndarray]:
+    """What is subtracted, then divided by, to normalise the feature ``key``; arrays of the shape of its mean.
+
+    Args:
+        key: for messages.
+        mode: ``mean_std``: zero mean, unit variance; ``min_max``: extremes to -1 and 1; ``quantile``: the 1 % and 99 %
+            quantiles to -1 and 1, so that rare wild values do not squeeze all others together; ``none``.
+        statistics: of the feature.
+
+    Raises:
+        UserError: the statistics lack the quantiles that the mode needs.
+    """
+    if mode == "none":
+        return np.zeros_like(statistics.mean), np.ones_like(statistics.mean)
+    if mode == "mean_std":
+        return statistics.mean, np.where(np.asarray(statistics.std) < DEAD, 1.0, statistics.std)
+    if mode == "quantile" and not {"q01", "q99"} <= set(statistics.quantiles):
+        raise UserError(f"no quantiles in the statistics of {key!r}: choose mean_std or min_max for it")
+    quantiles = statistics.quantiles
+    low, high = (quantiles["q01"], quantiles["q99"]) if mode == "quantile" else (statistics.min, statistics.max)
+    half = (np.asarray(high) - low) / 2
+    return np.asarray(low) + half, np.where(half < DEAD, 1.0, half)
+
+
 class Processor(nn.Module):
-    """Images uint8 (B, H, W, 3) -> (B, 3, H, W); images, state and action to zero mean and unit variance, and back."""
+    """Images uint8 (B, H, W, 3) -> (B, 3, H, W); images, state and action to values of a common size, and back.
+
+    How is said per feature by the policy's ``normalisation``; by default to zero mean and unit variance. What is
+    subtracted is kept as ``<feature>_mean``, what is divided by as ``<feature>_std``, whatever the way.
+    """
 
     def __init__(
         self, config: PolicyConfig, features: Features, statistics: Mapping[str, FeatureStatistics] | None
@@ -34,6 +64,9 @@ class Processor(nn.Module):
         sizes |= {STATE: len(features.state_names), ACTION: len(features.action_names)}
         if config.places:
             sizes[ENVIRONMENT_STATE] = len(config.places)
+        for what in config.normalisation:
+            if what not in (*_PARTS.values(), "images", *self.cameras):
+                raise unknown("feature to normalise", what, (*_PARTS.values(), "images", *self.cameras))
         for key, size in sizes.items():
             mean, std = np.zeros(size), np.ones(size)  # placeholders of the right shape when a checkpoint fills them
             if statistics is not None:
@@ -41,17 +74,18 @@ class Processor(nn.Module):
                     raise UserError(
                         f"no statistics for {key!r}: the data set has them for {', '.join(sorted(statistics))}"
                     )
-                mean, std = statistics[key].mean, statistics[key].std
-                if np.shape(mean) != (size,):
-                    raise UserError(f"statistics of {key!r} have shape {np.shape(mean)}, expected ({size},)")
+                if np.shape(statistics[key].mean) != (size,):
+                    raise UserError(
+                        f"statistics of {key!r} have shape {np.shape(statistics[key].mean)}, expected ({size},)"
+                    )
+                mean, std = centre_and_scale(key, _mode(config.normalisation, key), statistics[key])
             name = _buffer_name(key)
             self.register_buffer(f"{name}_mean", torch.as_tensor(np.asarray(mean), dtype=torch.float32))
-            scale = np.where(np.asarray(std) < DEAD, 1.0, std)
-            self.register_buffer(f"{name}_std", torch.as_tensor(scale, dtype=torch.float32))
+            self.register_buffer(f"{name}_std", torch.as_tensor(np.asarray(std), dtype=torch.float32))
         self._config, self._sizes = config, dict(features.cameras)
 
     def normalise(self, key: str, value: Tensor) -> Tensor:
-        """Zero mean and unit variance over the last dimension (for images: the channel, given last)."""
+        """To values of a common size, by entry of the last dimension (for images: the channel, given last)."""
         name = _buffer_name(key)
         return (value.float() - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_std")
 
@@ -86,6 +120,13 @@ class Processor(nn.Module):
                 steps.append(v2.ColorJitter(brightness=self._config.jitter, contrast=self._config.jitter))
             augment[camera] = v2.Compose(steps) if steps else None
         return augment
+
+
+def _mode(normalisation: Mapping[str, str], key: str) -> str:
+    """How to normalise a feature: a camera's own way before that of all images."""
+    if key in _PARTS:
+        return normalisation.get(_PARTS[key], "mean_std")
+    return normalisation.get(key.removeprefix(IMAGE_PREFIX), normalisation.get("images", "mean_std"))
 
 
 def _buffer_name(key: str) -> str:

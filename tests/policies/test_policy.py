@@ -186,6 +186,8 @@ def test_what_is_told_of_pictures_is_told_apart_from_the_world():
     assert told.world == (0, 1, 2, 5)
     assert told.pictures == {"front": ((3, 4), (-1, -1), (-1, -1)), "wrist": ((-1, -1), (-1, -1), (6, 7))}
     assert PlaceNames.of(names[:3], ("front",)).pictures == {}
+    without_wrist = PlaceNames.of(names, ("front",))
+    assert (without_wrist.world, set(without_wrist.pictures)) == (told.world, {"front"})
 
 
 def test_the_picture_loss_is_least_where_the_thing_appears():

@@ -12,10 +12,20 @@ from moe_robot.types import Features
 FEATURES = Features({"front": (24, 32), "wrist": (16, 16)}, ("x", "y", "z"), ("dx", "dy"), fps=10)
 
 
-def images(episode: int, frame: int) -> dict[str, np.ndarray]:
-    """Noise pictures: any mistake in order, colour or size shows."""
+def images(episode: int, frame: int, smooth: bool = False) -> dict[str, np.ndarray]:
+    """Noise pictures: any mistake in order, colour or size shows. Smooth ones survive a video codec."""
+    if smooth:
+        return {c: smooth_image(episode, frame, *size) for c, size in FEATURES.cameras.items()}
     rng = np.random.default_rng([episode, frame])
     return {c: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for c, size in FEATURES.cameras.items()}
+
+
+def smooth_image(episode: int, frame: int, height: int, width: int) -> np.ndarray:
+    """Four shades of colour of its own for every frame, blurred into each other."""
+    corners = np.random.default_rng([episode, frame]).uniform(30, 220, (2, 2, 3))
+    down, across = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
+    top, bottom = (corners[i][:1] * (1 - across) + corners[i][1:] * across for i in (0, 1))
+    return np.round(top * (1 - down) + bottom * down).astype(np.uint8)
 
 
 def length(episode: int) -> int:
@@ -27,19 +37,19 @@ def vectors(episode: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(length(episode), 3)), rng.normal(size=(length(episode), 2))
 
 
-def record(episode: int) -> EpisodeRecord:
-    builder = EpisodeBuilder(FEATURES)
+def record(episode: int, codec: str = "png") -> EpisodeRecord:
+    builder = EpisodeBuilder(FEATURES, codec)
     states, actions = vectors(episode)
     for frame in range(length(episode)):
-        builder.add(images(episode, frame), states[frame], actions[frame])
+        builder.add(images(episode, frame, smooth=codec != "png"), states[frame], actions[frame])
     extras = {"env_task": f"task{episode % 2}", "seed": episode, "success": True, "attempts": 1, "noise": 0.1}
     return builder.finish(f"sentence {episode % 3}", extras)
 
 
-def write_dataset(directory: Path, episodes: int) -> Path:
-    writer = DatasetWriter(directory, FEATURES, {"environment": "samples"})
+def write_dataset(directory: Path, episodes: int, codec: str = "png") -> Path:
+    writer = DatasetWriter(directory, FEATURES, {"environment": "samples"}, codec)
     for episode in range(writer.episodes, episodes):
-        writer.append(record(episode))
+        writer.append(record(episode, codec))
     writer.commit()
     return directory
 
