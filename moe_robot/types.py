@@ -5,7 +5,7 @@ Keys follow LeRobot: ``observation.images.<camera>``, ``observation.state``, ``t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,6 +54,28 @@ class Observation:
         pixels = observation["pixels"]
         images = dict(pixels) if isinstance(pixels, Mapping) else {"pixels": pixels}
         return cls(images, np.asarray(observation["agent_pos"], dtype=np.float32), task)
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """One thing that was done in a recording, and the observation that a policy is asked about to compare.
+
+    Attributes:
+        observation: what was sensed. Steps that answer the same observation share the object.
+        recorded: (A,) what was done: an action, or what became of it.
+        time: when, seconds from the beginning of the recording or episode.
+        ahead: how many control steps after the observation it was done: which action of the policy's chunk it is.
+        episode: which, in a recording with several.
+        as_recorded: from the policy's action (A',) to what it would have been recorded as (A,); None when actions
+            themselves were recorded.
+    """
+
+    observation: Observation
+    recorded: np.ndarray
+    time: float
+    ahead: int = 0
+    episode: int = 0
+    as_recorded: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

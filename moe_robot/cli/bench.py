@@ -19,17 +19,19 @@ from moe_robot.types import UserError
 class Options:
     """Options of ``moe-robot bench``."""
 
-    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "data"]]
+    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "data", "deploy"]]
     """render: camera pictures per CPU-second. env: control steps with all cameras per CPU-second, under the scripted
     expert. policy: latency of a new action chunk and training samples per second. moe: the mixture-of-experts layer
     beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU). data: writing and reading
-    demonstrations, in turn with lerobot where --lerobot names it."""
+    demonstrations. deploy: from picture to command over rosbridge, the safety gate, the control loop's jitter, and what
+    an outage leaves behind."""
     env: str = "pitstop"
     """Environment: short name or Gymnasium id."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Options of the environment, for example objects=all render=full image_size=128."""
     seconds: float = 5.0
-    """Seconds of processor time to measure for, after a warm-up; for moe at each size, on average over the layers."""
+    """Seconds of processor time to measure for, after a warm-up; for moe at each size, on average over the layers; for
+    deploy seconds of real time in each window."""
     repeats: int = 3
     """Measure this often and report the median."""
     preset: str = "moe"
@@ -54,8 +56,8 @@ class Options:
     """moe: experts that a token wakes."""
     size: int = 96
     """data: height and width of the pictures."""
-    lerobot: Path | None = None
-    """data: a Python interpreter that has lerobot, to measure it in turn."""
+    peer: Path | None = None
+    """data, deploy: a Python in whose environment lerobot, or roslibpy, is installed, to measure it in turn."""
     json: bool = False
     """Print JSON in place of the table."""
 
@@ -67,10 +69,12 @@ def run(options: Options) -> int:
         raise UserError(f"{given}: expected positive numbers")
     if options.what == "moe":
         return _run_moe(options)
+    if options.what == "deploy":
+        return _run_deploy(options)
     if options.what == "data":
         from moe_robot.cli.bench_data import measure as measure_data
 
-        result = measure_data(options.size, options.repeats, options.lerobot)
+        result = measure_data(options.size, options.repeats, options.peer)
     elif options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 
@@ -101,6 +105,14 @@ def _run_moe(options: Options) -> int:
         print(json.dumps(result, indent=1))
     else:
         print(*(f"{name} {value}" for name, value in result.items() if name != "rows" and value), sep="; ")
+    return 0
+
+
+def _run_deploy(options: Options) -> int:
+    from moe_robot.cli.bench_deploy import measure, table_lines
+
+    result = measure(options.seconds, options.repeats, options.peer)
+    print(json.dumps(result, indent=1) if options.json else "\n".join(table_lines(result)))
     return 0
 
 

@@ -81,7 +81,7 @@ def measure(size: int, rounds: int, lerobot: Path | None, batches: int = 100) ->
             result[f"{name}, frames/s"] = statistics.median(each.frames / each.wall for each in of)
             result[f"{name}, CPU ms/frame"] = statistics.median(1e3 * each.cpu / each.frames for each in of)
         result[f"open {MANY_EPISODES} episodes, s"] = _open_many(folder / "many")
-        result["lerobot"] = peer.version if peer else "left out: name a Python that has it with --lerobot"
+        result["lerobot"] = peer.version if peer else "left out: name a Python that has it with --peer"
         result["load_average"] = os.getloadavg()[0]
         return result
 

@@ -20,6 +20,7 @@ from moe_robot.types import UserError
 if TYPE_CHECKING:
     from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
     from moe_robot.deploy.inference import PolicyProcess
+    from moe_robot.deploy.loop import Step
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,13 @@ class Options:
     """Of the rosbridge server, in place of the contract's: ws:// on this machine, else wss://."""
     ca_file: Path | None = None
     """Certificates to trust for wss://, in place of the system's."""
+    record: Path | None = None
+    """Record what is sensed, done and decided to this new file, FILE.mcap, which the tools of ROS 2 read."""
     blend: float | None = None
     """Average overlapping action chunks, each newer one weighted down by exp(-RATE), in place of playing the newest.
     Smoother; worse for policies whose actions count from where the robot is measured to be, as PitStop's do."""
+    join: int | None = None
+    """Go over from one action chunk to the next within so many control steps, in place of jumping to the newest."""
     json: bool = False
     """Print a summary as JSON to standard output in the end; the status lines then go to standard error."""
 
@@ -53,25 +58,34 @@ def run(options: Options) -> int:
     """Load and check, connect, run until it is to end; hold, and say what happened."""
     from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
     from moe_robot.deploy.checkpoint import load_act, policy_directory
+    from moe_robot.deploy.chunks import JoinedChunks
     from moe_robot.deploy.contract import load_contract
     from moe_robot.deploy.guard import GuardedRobot
     from moe_robot.deploy.inference import PolicyProcess
+    from moe_robot.deploy.instruction import instruction
     from moe_robot.deploy.loop import ControlLoop
     from moe_robot.deploy.operator import KEYS, Operator
+    from moe_robot.deploy.recording import Recorder
     from moe_robot.deploy.report import Report
     from moe_robot.processes import endings_wait, workers_are_born
 
     if options.seconds is not None and not options.seconds > 0:
         raise UserError(f"--seconds {options.seconds:g}: expected more than 0")
+    if options.join is not None and (options.join < 1 or options.blend is not None):
+        raise UserError(f"--join {options.join}: expected 1 or more control steps, and no --blend")
+    task = instruction(options.instruction)
     contract, folder = load_contract(options.contract), policy_directory(options.checkpoint)
     address = options.address or contract.address
     if options.enable_at_start:
         _check_loopback(address)
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
     io = RosbridgeRobot(contract, address, options.ca_file)
-    robot = GuardedRobot(io, contract)
-    policy = PolicyProcess(partial(load_act, folder, contract, options.instruction))
-    loop = ControlLoop(robot, contract, policy, options.instruction, options.blend)
+    about = {"robot": contract.robot, "contract": options.contract, "checkpoint": str(folder)}
+    recorder = Recorder(options.record, contract, about, partial(print, file=sys.stderr)) if options.record else None
+    robot = GuardedRobot(io, contract, recorder.decided if recorder else None)
+    policy = PolicyProcess(partial(load_act, folder, contract, task))
+    plan = JoinedChunks(contract.period_s, contract.max_command_age_s, options.join) if options.join else None
+    loop = ControlLoop(robot, contract, policy, task, options.blend, plan)
     simulation = io if options.enable_at_start else None
     operator = Operator(robot, options.live, contract.heartbeat_s / 5, say, simulation)
     report = Report(robot, io, loop.timings, say)
@@ -79,9 +93,16 @@ def run(options: Options) -> int:
         try:
             with workers_are_born():
                 policy.start()
+                if recorder:
+                    recorder.start(io.now, task)
             _wait_until_loaded(policy, interrupted)
             say(f"{folder} fits {contract.robot}; connecting to {address} ({KEYS})")
             end = time.monotonic() + (options.seconds or math.inf)
+
+            def on_step(step: Step) -> None:
+                report.step(step)
+                if recorder:
+                    recorder.step(step)
 
             def is_over() -> bool:
                 if simulation:
@@ -92,14 +113,20 @@ def run(options: Options) -> int:
             try:
                 robot.start()
                 operator.start()
-                loop.run(is_over, report.step)
+                loop.run(is_over, on_step)
             finally:
                 report.end()
                 operator.stop()
                 robot.stop()
         finally:
             policy.stop()
-        _show({"robot": contract.robot, "live": options.live} | report.summary(), options.json)
+            recorded = recorder.stop() if recorder else None
+        summary = {"robot": contract.robot, "live": options.live} | report.summary()
+        _show(summary | ({"recorded": recorded.to_json()} if recorded else {}), options.json)
+        if recorded:
+            say(f"recorded {recorded}")
+            if not recorded.complete:
+                print(f"moe-robot deploy: THE RECORDING IS NOT COMPLETE: {recorded}", file=sys.stderr)
         if interrupted():
             raise KeyboardInterrupt("the robot was told to hold" if robot.enablings else "nothing had moved")
     if policy.failure is not None:

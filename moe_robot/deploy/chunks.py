@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,22 @@ class Chunk:
 
     actions: np.ndarray
     observed: float
+
+
+class Plan(Protocol):
+    """Which action is for now, of all that the policy has answered: :class:`ChunkBuffer` or :class:`JoinedChunks`."""
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in an answer."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all: another episode, or another connection."""
+        ...
+
+    def action(self, now: float) -> tuple[np.ndarray, float] | None:
+        """The action (A,) for this moment, and when the oldest observation that it answers was sensed; None without."""
+        ...
 
 
 class ChunkBuffer:
@@ -60,7 +77,59 @@ class ChunkBuffer:
         return weights @ actions / weights.sum(), self._chunks[0].observed
 
     def _index(self, chunk: Chunk, now: float) -> int:
-        return max(round((now - chunk.observed) / self._period), 0)
+        return index_of(chunk, now, self._period)
 
     def _reaches(self, chunk: Chunk, now: float) -> bool:
-        return now - chunk.observed <= self._max_age and self._index(chunk, now) < len(chunk.actions)
+        return reaches(chunk, now, self._period, self._max_age)
+
+
+class JoinedChunks:
+    """Goes over from the plan that is being played to each new chunk within some control steps.
+
+    What was to be done while the policy thought stays as it was planned, and from the answer on the share of the new
+    chunk grows evenly. So does real-time chunking (Black et al. 2025, "Real-Time Execution of Action Chunking Flow
+    Policies"), but there the network itself is made to go on from the actions that stay. A head that gives one answer
+    (an L1 head) cannot be: here its numbers are averaged, and between two different ways around a thing lies the thing.
+    """
+
+    def __init__(self, period_s: float, max_age_s: float, steps: int) -> None:
+        """An empty buffer; a chunk has taken over ``steps`` control steps after its first."""
+        self._period, self._max_age, self._steps = period_s, max_age_s, steps
+        self._chunks: list[tuple[Chunk, float | None]] = []  # with the moment that each was played first
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in a chunk; one that answers an older observation than the newest is dropped."""
+        if not self._chunks or chunk.observed > self._chunks[-1][0].observed:
+            self._chunks.append((chunk, None))
+
+    def clear(self) -> None:
+        """Forget all: another episode, or another connection."""
+        self._chunks.clear()
+
+    def action(self, now: float) -> tuple[np.ndarray, float] | None:
+        """As of :class:`ChunkBuffer`."""
+        begun = [(chunk, now if since is None else since) for chunk, since in self._chunks]
+        playing = [(chunk, since) for chunk, since in begun if reaches(chunk, now, self._period, self._max_age)]
+        taken_over = [i for i, (_, since) in enumerate(playing) if self._share(now - since) >= 1]
+        self._chunks = [*playing[taken_over[-1] if taken_over else 0 :]]
+        if not playing:
+            return None
+        (first, _), *later = self._chunks
+        action = first.actions[index_of(first, now, self._period)]
+        for chunk, since in later:
+            share = self._share(now - since)
+            action = (1 - share) * action + share * chunk.actions[index_of(chunk, now, self._period)]
+        return action, first.observed
+
+    def _share(self, playing_s: float) -> float:
+        return min((round(playing_s / self._period) + 1) / (self._steps + 1), 1.0)
+
+
+def index_of(chunk: Chunk, now: float, period_s: float) -> int:
+    """Which action of the chunk is for now; it may lie beyond its end."""
+    return max(round((now - chunk.observed) / period_s), 0)
+
+
+def reaches(chunk: Chunk, now: float, period_s: float, max_age_s: float) -> bool:
+    """Whether the chunk has an action for now and is not too old to be played."""
+    return now - chunk.observed <= max_age_s and index_of(chunk, now, period_s) < len(chunk.actions)

@@ -54,7 +54,7 @@ def picture(message: Mapping[str, Any], camera: Camera) -> np.ndarray:
 
 
 def _compressed(message: Mapping[str, Any], camera: Camera) -> np.ndarray:
-    data = _bytes(message)
+    data = data_of(message)
     height, width = camera.published_size or camera.size
     stated = picture_size(data)
     if stated is None:
@@ -74,14 +74,20 @@ def _compressed(message: Mapping[str, Any], camera: Camera) -> np.ndarray:
 
 
 def _raw(message: Mapping[str, Any], camera: Camera) -> np.ndarray:
+    expected = camera.published_size or camera.size
+    height, width = (_whole(message.get(key), key) for key in ("height", "width"))
+    if (height, width) != expected:
+        raise BadMessage(f"the picture is {height}x{width}, expected {expected[0]}x{expected[1]}")
+    return raw_picture(message)
+
+
+def raw_picture(message: Mapping[str, Any]) -> np.ndarray:
+    """The picture of an Image message in its own size, uint8 (H, W, 3), RGB."""
     encoding = message.get("encoding")
     if not isinstance(encoding, str) or encoding not in CHANNELS:
         raise BadMessage(f"encoding {str(encoding)[:40]!r} is not read: expected {', '.join(CHANNELS)}")
-    data, channels = _bytes(message), CHANNELS[encoding]
+    data, channels = data_of(message), CHANNELS[encoding]
     height, width, step = (_whole(message.get(key), key) for key in ("height", "width", "step"))
-    if (height, width) != (camera.published_size or camera.size):
-        expected = "{}x{}".format(*(camera.published_size or camera.size))
-        raise BadMessage(f"the picture is {height}x{width}, expected {expected}")
     if step < width * channels or height * step != len(data):
         raise BadMessage(f"{len(data)} bytes in rows of {step} do not make {height}x{width} in {encoding}")
     rows = np.frombuffer(data, np.uint8).reshape(height, step)
@@ -116,7 +122,7 @@ def joint_state(message: Mapping[str, Any], contract: Contract) -> tuple[np.ndar
     return positions[:n], velocities, float(positions[n:].sum()) if contract.gripper else None
 
 
-def _bytes(message: Mapping[str, Any]) -> bytes:
+def data_of(message: Mapping[str, Any]) -> bytes:
     """The field ``data``: bytes from CBOR, base64 from JSON."""
     data = message.get("data")
     if isinstance(data, str):

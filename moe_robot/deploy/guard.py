@@ -62,8 +62,9 @@ class GuardedRobot:
     a command that was already on its way finds the gate shut.
     """
 
-    def __init__(self, io: RobotIO, contract: Contract) -> None:
-        self._io, self._gate, self._lock = io, SafetyGate(contract), threading.Lock()
+    def __init__(self, io: RobotIO, contract: Contract, tell: Callable[[Decision, float], None] | None = None) -> None:
+        """Nothing is connected yet; ``tell`` is given every decision and its time, and must neither wait nor raise."""
+        self._io, self._gate, self._lock, self._tell = io, SafetyGate(contract), threading.Lock(), tell
         self._sensed: Sensed | None = None
         self._enablings = 0
         period = contract.period_s
@@ -106,6 +107,10 @@ class GuardedRobot:
         self._watchdog.feed()
         return sensed
 
+    def look(self) -> Sensed:
+        """As :meth:`sense`, between two steps: no sign of life, and not what commands are judged by."""
+        return match(self._io.latest())
+
     def step(self, command: Command | None, enabling: int | None = None) -> Decision:
         """Judge a command by what the last :meth:`sense` gave, and send what the gate says. Call it in every step.
 
@@ -144,6 +149,8 @@ class GuardedRobot:
     def _send(self, decision: Decision) -> Decision:
         if decision.send is not None:
             self._io.send(decision.send)
+        if self._tell is not None:
+            self._tell(decision, self._io.now())
         return decision
 
 

@@ -70,7 +70,8 @@ class Inbox:
                 if sensed > received + FUTURE_S:  # kept, it would pass for the newest until its time comes
                     raise BadMessage(f"it is stamped {sensed - received:.3f} s in the future; synchronise the clocks")
                 if topic == self._contract.joint_states.topic:
-                    new = self._history.add(JointState(*joint_state(message, self._contract), sensed, received))
+                    measured = joint_state(message, self._contract)
+                    new = self._history.add(JointState(*measured, sensed, received, message))
                 else:
                     new = self._wait(self._cameras[topic], _Slot(message, sensed, received))
                 self._note("received" if new else "repeated or late")
@@ -113,7 +114,7 @@ class Inbox:
     def _decode(self, name: str, slot: _Slot, epoch: int) -> None:
         camera = self._contract.cameras[name]
         try:
-            image = Image(picture(slot.message, camera), slot.sensed, slot.received)
+            image = Image(picture(slot.message, camera), slot.sensed, slot.received, slot.message)
         except BadMessage as error:
             self.count("refused", f"a message on {camera.topic} was refused: {error}")
             return

@@ -1,6 +1,7 @@
 """The control loop: sense, ask the policy, pick the action for now, make it a command, and hand it to the safety gate.
 
-It never waits for the policy. The robot it sees is always behind the gate.
+It never waits for the policy. Commands go out at a fixed rate; between them it takes the policy's answer as soon as it
+is there, and asks about what has been sensed since. The robot it sees is always behind the gate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from moe_robot.deploy import motion
-from moe_robot.deploy.chunks import Chunk, ChunkBuffer
+from moe_robot.deploy.chunks import Chunk, ChunkBuffer, Plan
 from moe_robot.deploy.contract import Contract
 from moe_robot.deploy.decision import Decision
 from moe_robot.deploy.guard import GuardedRobot
@@ -24,6 +25,9 @@ from moe_robot.deploy.sync import Sensed
 from moe_robot.deploy.timings import Timings
 from moe_robot.types import Observation
 
+LOOK_S = 0.002
+"""Between two looks for an answer and for something new to ask about."""
+
 
 class Thinker(Protocol):
     """What the loop needs of a policy: see :class:`moe_robot.deploy.inference.PolicyProcess`."""
@@ -31,6 +35,11 @@ class Thinker(Protocol):
     @property
     def failure(self) -> str | None:
         """Why it will answer no more, or None."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether it waits for an observation."""
         ...
 
     def ask(self, observation: Observation, observed: float) -> bool:
@@ -51,25 +60,29 @@ class Step:
         sensed: what the decision is based on.
         action: (A,) of the policy, None when there was none for this moment.
         decision: of the safety gate.
+        observed: when the oldest observation that the action answers was sensed; None without an action.
     """
 
     at: float
     sensed: Sensed
     action: np.ndarray | None
     decision: Decision
+    observed: float | None = None
 
 
 class ControlLoop:
     """Runs one policy on one robot. For one thread; enabling and stopping the robot is for any."""
 
     def __init__(
-        self, robot: GuardedRobot, contract: Contract, policy: Thinker, task: str, decay: float | None = 0.01
-    ) -> None:
-        """Nothing runs yet; ``decay`` is that of :class:`ChunkBuffer`."""
+        self, robot: GuardedRobot, contract: Contract, policy: Thinker, task: str,
+        decay: float | None = 0.01, plan: Plan | None = None,
+    ) -> None:  # fmt: skip
+        """Nothing runs yet; ``decay`` is that of :class:`ChunkBuffer`, unless another ``plan`` is given."""
         self._robot, self._contract, self._policy, self._task = robot, contract, policy, task
-        self._buffer = ChunkBuffer(contract.period_s, contract.max_command_age_s, decay)
+        self._buffer = plan or ChunkBuffer(contract.period_s, contract.max_command_age_s, decay)
         self._beginning = self._asked_since = (0, 0)  # numbers of a connection and of an enabling
         self._answered, self._asked_about = math.inf, -math.inf
+        self._seen: tuple[int, tuple[float, ...]] | None = None
         self._twist: np.ndarray | None = None
         self.timings = Timings()
 
@@ -82,8 +95,7 @@ class ControlLoop:
         """One step per control period until ``stop()``. Steps that were missed are left out, never hurried after."""
         period, due = self._contract.period_s, self._robot.now()
         while not stop():
-            if (early := due - self._robot.now()) > 0:
-                sleep(early)
+            self._wait(due, sleep)
             self.timings.add("late", max(self._robot.now() - due, 0.0))
             on_step(self.step())
             due += period
@@ -95,8 +107,11 @@ class ControlLoop:
         sensed = self._robot.sense()
         sensing_done = self._robot.now()
         self._begin_anew_if_needed(sensed, begun)
-        self._talk_to_policy(sensed, begun)
+        self._listen(begun)
+        self._ask(sensed)
         action = self._buffer.action(begun)
+        if action is not None:
+            self.timings.add("observation to command", begun - action[1])
         command = self._command(action, sensed)
         thinking_done = self._robot.now()
         self._watch_policy(action is not None, begun)
@@ -111,7 +126,28 @@ class ControlLoop:
             ("step", done - begun),
         ):
             self.timings.add(stage, seconds)
-        return Step(begun, sensed, action[0] if action else None, decision)
+        values, observed = action or (None, None)
+        return Step(begun, sensed, values, decision, observed)
+
+    def _wait(self, due: float, sleep: Callable[[float], None]) -> None:
+        """Until ``due``; meanwhile the policy is not left waiting for the next step."""
+        while (early := due - self._robot.now()) > 2 * LOOK_S:
+            self.attend()
+            sleep(LOOK_S)
+        if early > 0:
+            sleep(early)
+
+    def attend(self) -> None:
+        """Between two steps: take the policy's answer, and ask it about what is new. Nothing is sent to the robot."""
+        now = self._robot.now()
+        self._listen(now)
+        if self._policy.ready:  # else what is sensed need not be looked at
+            sensed = self._robot.look()
+            seen = tuple(part.sensed for part in sensed.images.values() or (sensed.newest,) if part)
+            if (sensed.epoch, seen) != self._seen:  # an observation is not made for nothing many times a step
+                self._seen = sensed.epoch, seen
+                self._begin_anew_if_needed(sensed, now)
+                self._ask(sensed)
 
     def _begin_anew_if_needed(self, sensed: Sensed, now: float) -> None:
         """What was planned before the robot was enabled, or on another connection, is not played."""
@@ -120,12 +156,14 @@ class ControlLoop:
             self._buffer.clear()
             self._beginning, self._answered = beginning, now
 
-    def _talk_to_policy(self, sensed: Sensed, now: float) -> None:
+    def _listen(self, now: float) -> None:
         chunk = self._policy.answer()
         if chunk is not None:
             self.timings.add("observation to answer", now - chunk.observed)
             if self._asked_since == self._beginning:
                 self._buffer.add(chunk)
+
+    def _ask(self, sensed: Sensed) -> None:
         seen = observe(sensed, self._contract, self._task)
         if seen and seen[1] != self._asked_about and self._policy.ask(*seen):
             self._asked_since, self._asked_about = self._beginning, seen[1]

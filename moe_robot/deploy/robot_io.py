@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,11 +21,13 @@ class Image:
         pixels: uint8 (H, W, 3), RGB, in the size that the contract gives the policy.
         sensed: when it was taken.
         received: when it arrived here.
+        message: the ROS message that it was decoded from, for recordings; None when there was none.
     """
 
     pixels: np.ndarray
     sensed: float
     received: float
+    message: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class JointState:
         opening: of the gripper, in the contract's units; None for a robot without one.
         sensed: when it was measured.
         received: when it arrived here.
+        message: as in :class:`Image`.
     """
 
     positions: np.ndarray
@@ -45,6 +48,7 @@ class JointState:
     opening: float | None
     sensed: float
     received: float
+    message: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,14 @@ class Sensed:
         joints: the joint state sensed nearest to the oldest of the pictures; None before the first.
         newest: the joint state sensed last, where the robot is now; None before the first.
         epoch: of the snapshot.
+        recent: all joint states of the snapshot, oldest first.
     """
 
     images: Mapping[str, Image]
     joints: JointState | None
     newest: JointState | None
     epoch: int
+    recent: tuple[JointState, ...] = ()
 
 
 def match(snapshot: Snapshot) -> Sensed:
@@ -36,9 +38,9 @@ def match(snapshot: Snapshot) -> Sensed:
     if not joints:
         return Sensed(snapshot.images, None, None, snapshot.epoch)
     if not snapshot.images:
-        return Sensed(snapshot.images, joints[-1], joints[-1], snapshot.epoch)
+        return Sensed(snapshot.images, joints[-1], joints[-1], snapshot.epoch, joints)
     when = min(image.sensed for image in snapshot.images.values())
-    return Sensed(snapshot.images, _nearest(joints, when), joints[-1], snapshot.epoch)
+    return Sensed(snapshot.images, _nearest(joints, when), joints[-1], snapshot.epoch, joints)
 
 
 def _nearest(joints: tuple[JointState, ...], when: float) -> JointState:

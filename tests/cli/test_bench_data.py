@@ -16,10 +16,10 @@ def test_every_job_is_measured_on_what_it_wrote(monkeypatch):
         "write png", "write h264", "read from cache", "read png without cache", "read h264 without cache"
     }  # fmt: skip
     assert all(value > 0 for value in rates.values())
-    assert "--lerobot" in result["lerobot"]
+    assert "--peer" in result["lerobot"]
 
 
 def test_a_peer_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be run"):
         bench_data.measure(16, 1, tmp_path / "python")
-    assert main(["bench", "data", "--size", "16", "--lerobot", "/bin/true"]) == 1
+    assert main(["bench", "data", "--size", "16", "--peer", "/bin/true"]) == 1

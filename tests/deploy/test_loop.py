@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import policies
+from moe_robot.deploy.backends import fake
 from moe_robot.deploy.backends.fake import FakeRobot, Fault
-from moe_robot.deploy.chunks import Chunk, ChunkBuffer
+from moe_robot.deploy.chunks import Chunk, ChunkBuffer, JoinedChunks
 from moe_robot.deploy.decision import State
 from moe_robot.deploy.guard import GuardedRobot
 from moe_robot.deploy.inference import PolicyProcess
@@ -27,6 +28,10 @@ class Pondering:
     def __init__(self, make=policies.pointing, delay=1):
         self.act, self.delay, self.asked, self.failure = make(), delay, [], None
         self.left = 0
+
+    @property
+    def ready(self):
+        return not self.asked
 
     def ask(self, observation, observed):
         if self.asked:
@@ -168,6 +173,94 @@ def test_no_action_ever_comes_from_a_chunk_that_is_too_old_or_over(chunks, now):
     action = buffer.action(now)
     assert (action is None) == (not live)
     assert action is None or action[1] == min(live)
+
+
+def test_a_new_chunk_takes_over_step_by_step_and_what_was_planned_while_the_policy_thought_stays():
+    plan = JoinedChunks(0.1, 1.0, steps=3)
+    assert plan.action(5.0) is None
+    plan.add(Chunk(np.arange(8.0)[:, None], observed=5.0))
+    played = [plan.action(5.0 + late)[0][0] for late in (0.0, 0.1, 0.2)]
+    assert played == [0.0, 1.0, 2.0]
+    plan.add(Chunk(np.full((8, 1), 10.0), observed=5.2))  # the answer is there at 5.3
+    plan.add(Chunk(np.full((8, 1), 99.0), observed=5.1))  # and one to an older observation, which is not played
+    after = [plan.action(5.0 + late) for late in (0.3, 0.4, 0.5, 0.6, 0.7)]
+    assert [float(action[0]) for action, _ in after] == pytest.approx([4.75, 7.0, 8.75, 10.0, 10.0])
+    assert [observed for _, observed in after] == [5.0, 5.0, 5.0, 5.2, 5.2]
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.lists(st.floats(-1, 1), min_size=60, max_size=60))
+def test_however_plans_differ_joined_ones_jump_less_than_they_do(every, steps, offsets):
+    joined, newest = JoinedChunks(0.1, 5.0, steps), ChunkBuffer(0.1, 5.0, None)
+    played = []
+    for k in range(60):
+        if k % every == 0:
+            for plan in (joined, newest):
+                plan.add(Chunk(np.full((30, 1), offsets[k]), observed=0.1 * k))
+        played.append([float(plan.action(0.1 * k)[0][0]) for plan in (joined, newest)])
+    jumps = np.abs(np.diff(played, axis=0)).max(axis=0)
+    assert jumps[0] <= jumps[1] + 1e-9 or every <= steps  # a plan that is not taken over yet is left behind sooner
+    assert np.max(np.abs(played)) <= max(map(abs, offsets)) + 1e-9
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 30)), max_size=8), st.floats(0, 4))
+def test_no_joined_action_ever_comes_from_a_chunk_that_is_too_old_or_over(chunks, now):
+    plan, kept = JoinedChunks(0.1, 0.5, 3), []
+    for observed, length in chunks:
+        plan.add(Chunk(np.zeros((length, 1)), observed))
+        if not kept or observed > kept[-1][0]:
+            kept.append((observed, length))
+    live = [observed for observed, n in kept if now - observed <= 0.5 and max(round((now - observed) / 0.1), 0) < n]
+    action = plan.action(now)
+    assert (action is None) == (not live)
+    assert action is None or action[1] in live
+
+
+class Timed:
+    """Thinks for so many seconds of the robot's clock."""
+
+    failure = None
+
+    def __init__(self, robot, seconds):
+        self.robot, self.seconds, self.asked = robot, seconds, None
+
+    @property
+    def ready(self):
+        return self.asked is None
+
+    def ask(self, observation, observed):
+        if self.asked is not None:
+            return False
+        self.asked = observed, self.robot.now() + self.seconds
+        return True
+
+    def answer(self):
+        if self.asked is None or self.robot.now() < self.asked[1]:
+            return None
+        observed, self.asked = self.asked[0], None
+        return Chunk(policies.pointing()(None), observed)
+
+
+def test_a_picture_that_comes_between_two_steps_is_answered_at_the_next(pitstop, monkeypatch):
+    monkeypatch.setattr(fake, "TICK_S", 0.001)
+    stage = Stage(pitstop, None, decay=None)
+    stage.loop._policy = Timed(stage.robot, 0.06)
+    stage.robot.advance(0.08)  # so that steps begin 20 ms before each picture
+    steps, sent = [], []
+
+    def on_step(step):
+        steps.append(step)
+        sent.append(len(stage.robot.sent))
+        stage.guard.beat()
+        if len(steps) == 3:
+            assert stage.guard.enable(live=True) is None
+
+    stage.loop.run(lambda: len(steps) == 10, on_step, stage.robot.advance)
+    ages = [step.at - step.observed for step in steps if step.observed is not None]
+    assert len(ages) >= 6
+    assert max(ages) == pytest.approx(0.08, abs=0.005)  # asked only at steps it would be 0.18
+    np.testing.assert_allclose(np.diff([step.at for step in steps]), 0.1, atol=1e-6)
+    assert np.diff(sent).max() == 1  # between steps nothing is sent
+    assert stage.loop.timings.summary()["observation to command"]["max"] == pytest.approx(0.08, abs=0.005)
 
 
 def test_timings_are_percentiles_of_what_was_added():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bridge_server import wait_until
+from rosbags.highlevel import AnyReader
 
 from moe_policies.policy import MultimodalPolicy
 from moe_robot.cli import main
@@ -136,12 +137,12 @@ def simulated(command, contract) -> tuple[Command, str]:
 
 
 def test_a_person_enables_stops_and_ends_a_policy_that_drives_the_simulated_robot(
-    command, simulated, contract, checkpoint
+    command, simulated, contract, checkpoint, tmp_path
 ):
     node, address = simulated
     deploy = command(
         "deploy", checkpoint, "--contract", contract, "--instruction", INSTRUCTION, "--address", address, "--live",
-        "--json",
+        "--json", "--record", tmp_path / "run.mcap",
     )  # fmt: skip
     watcher = RosbridgeRobot(load_contract(contract), address)
     watcher.start()
@@ -169,6 +170,11 @@ def test_a_person_enables_stops_and_ends_a_policy_that_drives_the_simulated_robo
         "operator: the program ends",
     ]
     assert summary["timings"]["observation to answer"]["n"] > 0
+    assert summary["recorded"]["complete"]
+    with AnyReader([tmp_path / "run.mcap"]) as bag:
+        recorded = {topic: info.msgcount for topic, info in bag.topics.items()}
+    assert recorded["/moe_robot/sent/forward_position_controller/commands"] == summary["commands"]["sent"] + 2  # holds
+    assert sum(recorded.values()) == summary["recorded"]["messages"]
     assert deploy.lines[-1] == "moe-robot deploy: interrupted; the robot was told to hold"
     assert node.process.poll() is None
     assert node.end(signal.SIGINT) == 130
@@ -212,12 +218,23 @@ def test_a_contract_that_does_not_fit_the_policy_ends_it_before_anything_is_conn
         (("--address", "ws://10.0.0.7:9090"), "neither encrypted nor on this machine"),
         (("--contract", "pitstob"), "did you mean pitstop?"),
         (("--seconds", "0"), "expected more than 0"),
+        (("--join", "0"), "expected 1 or more control steps"),
+        (("--join", "3", "--blend", "0.1"), "and no --blend"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(checkpoint, capsys, arguments, complaint):
     given = ["deploy", str(checkpoint), "--contract", "pitstop", "--instruction", INSTRUCTION, "--live", *arguments]
     assert main(given) == 1
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m\x07\x00" * 2000, "pick " * 2000, "  ", "pick up\nthe cube"])
+def test_an_instruction_that_is_no_printable_line_is_refused_and_not_repeated(checkpoint, capsys, text):
+    assert main(["deploy", str(checkpoint), "--contract", "pitstop", "--instruction", text]) == 1
+    said = capsys.readouterr().err
+    assert "expected one printable line of up to 500 characters" in said
+    assert len(said) < 200
+    assert said.strip("\n").isprintable()
 
 
 def test_a_world_that_cannot_stand_in_for_a_robot_is_refused(capsys):

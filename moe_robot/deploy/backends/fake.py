@@ -6,6 +6,7 @@ It publishes ROS messages as plain dicts, through the same inbox as the real bac
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,8 +97,8 @@ class FakeRobot:
         self._inbox.take(topic, message, self.now(), self.now() + WALL_OFFSET)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass: publish what falls due, and deliver what is on its way."""
-        for _ in range(round(seconds / TICK_S)):
+        """Let time pass, in whole ticks: publish what falls due, and deliver what is on its way."""
+        for _ in range(math.ceil(seconds / TICK_S - 1e-6)):
             self._ticks += 1
             self._connect(not self._suffers("disconnected"))
             joints = self._contract.joint_states
