@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKS = ("requirements.lock", "requirements-uv.lock")
+LOCKS = ("requirements.lock", "requirements-uv.lock", "requirements-ros.lock")
 COMMANDS = ("demo", "test")
 
 
@@ -42,9 +42,21 @@ def test_the_lock_names_no_index_no_address_and_no_path(lock):
     assert not re.search(r"://|--index|--find-links|--extra|file:|/home/|/tmp/", (ROOT / lock).read_text())
 
 
-def test_the_lock_holds_one_version_of_every_package():
-    names = [Requirement(line).name for line in _pins("requirements.lock")]
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_holds_one_version_of_every_package(lock):
+    names = [Requirement(line).name for line in _pins(lock)]
     assert len(names) == len(set(names))
+
+
+def test_the_environment_of_ros_holds_what_is_asked_for_and_what_both_have_is_the_same():
+    locked, ros = (
+        {r.name: str(r.specifier) for r in map(Requirement, _pins(lock))}
+        for lock in ("requirements.lock", "requirements-ros.lock")
+    )
+    for requirement in map(Requirement, PROJECT["dependency-groups"]["ros"]):
+        assert ros[requirement.name] == str(requirement.specifier), f"{requirement} is not locked: run scripts/lock"
+    differing = {name for name in locked.keys() & ros.keys() if locked[name] != ros[name]}
+    assert differing == {"setuptools"}  # colcon takes none that is so new
 
 
 def test_the_lock_satisfies_everything_that_the_project_asks_for():

@@ -84,7 +84,7 @@ def _run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
     [
         "types", "registry", "kinematics", "words", "cli", "deploy", "deploy.contract", "deploy.safety", "deploy.guard",
         "deploy.loop", "deploy.inference", "deploy.checkpoint", "deploy.exported", "deploy.backends.rosbridge",
-        "deploy.backends.fake",
+        "deploy.backends.fake", "deploy.backends.ros2", "deploy.transport", "deploy.policy_node",
     ],
 )  # fmt: skip
 def test_a_robot_computer_without_torch_can_import(robot_computer, module):

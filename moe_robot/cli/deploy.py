@@ -1,4 +1,4 @@
-"""``moe-robot deploy``: runs a policy on a robot behind a rosbridge server, with the safety gate between them."""
+"""``moe-robot deploy``: runs a policy on a robot, over ROS 2 or rosbridge, with the safety gate between them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from moe_robot.types import UserError
 
 if TYPE_CHECKING:
-    from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
     from moe_robot.deploy.inference import PolicyProcess
     from moe_robot.deploy.loop import Step
+    from moe_robot.deploy.transport import Robot
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Options:
     """Enable it without being asked, on every new connection. Only for a simulated robot on this machine."""
     seconds: float | None = None
     """End after so many. Left out: until q or Ctrl-C."""
+    transport: Literal["auto", "rclpy", "rosbridge"] = "auto"
+    """rclpy: native ROS 2. auto: that where this Python has rclpy and no address is given, else rosbridge."""
     address: str | None = None
     """Of the rosbridge server, in place of the contract's: ws:// on this machine, else wss://."""
     ca_file: Path | None = None
@@ -56,7 +57,6 @@ class Options:
 
 def run(options: Options) -> int:
     """Load and check, connect, run until it is to end; hold, and say what happened."""
-    from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
     from moe_robot.deploy.checkpoint import load_act, policy_directory
     from moe_robot.deploy.chunks import JoinedChunks
     from moe_robot.deploy.contract import load_contract
@@ -67,6 +67,7 @@ def run(options: Options) -> int:
     from moe_robot.deploy.operator import KEYS, Operator
     from moe_robot.deploy.recording import Recorder
     from moe_robot.deploy.report import Report
+    from moe_robot.deploy.transport import robot as find
     from moe_robot.processes import endings_wait, workers_are_born
 
     if options.seconds is not None and not options.seconds > 0:
@@ -75,11 +76,8 @@ def run(options: Options) -> int:
         raise UserError(f"--join {options.join}: expected 1 or more control steps, and no --blend")
     task = instruction(options.instruction)
     contract, folder = load_contract(options.contract), policy_directory(options.checkpoint)
-    address = options.address or contract.address
-    if options.enable_at_start:
-        _check_loopback(address)
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    io = RosbridgeRobot(contract, address, options.ca_file)
+    io, where = find(contract, options.transport, options.address, options.ca_file, options.enable_at_start)
     about = {"robot": contract.robot, "contract": options.contract, "checkpoint": str(folder)}
     recorder = Recorder(options.record, contract, about, partial(print, file=sys.stderr)) if options.record else None
     robot = GuardedRobot(io, contract, recorder.decided if recorder else None)
@@ -96,7 +94,7 @@ def run(options: Options) -> int:
                 if recorder:
                     recorder.start(io.now, task)
             _wait_until_loaded(policy, interrupted)
-            say(f"{folder} fits {contract.robot}; connecting to {address} ({KEYS})")
+            say(f"{folder} fits {contract.robot}; connecting to {where} ({KEYS})")
             end = time.monotonic() + (options.seconds or math.inf)
 
             def on_step(step: Step) -> None:
@@ -106,7 +104,7 @@ def run(options: Options) -> int:
 
             def is_over() -> bool:
                 if simulation:
-                    _check_simulated(simulation, address)
+                    _check_simulated(simulation, where)
                 gone = operator.wants_to_quit or policy.failure is not None or interrupted()
                 return gone or time.monotonic() >= end
 
@@ -132,7 +130,7 @@ def run(options: Options) -> int:
     if policy.failure is not None:
         raise UserError(f"the policy ended: {policy.failure}")
     if not io.epoch:
-        raise UserError(f"there was no connection to {address}: {io.status().trouble}; start the bridge first")
+        raise UserError(f"there was no connection to {where}: {io.status().trouble}; start the robot's side first")
     return 0
 
 
@@ -150,20 +148,10 @@ def _show(summary: Mapping[str, Any], as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _check_loopback(address: str) -> None:
-    from moe_robot.deploy.address import is_loopback
-
-    if not is_loopback(urlsplit(address).hostname or ""):
-        raise UserError(
-            f"--enable-at-start is for a simulated robot on this machine, and {address} is elsewhere: leave it out, "
-            "and enable the robot by hand"
-        )
-
-
-def _check_simulated(io: RosbridgeRobot, address: str) -> None:
+def _check_simulated(io: Robot, where: str) -> None:
     if io.simulated is False:
         raise UserError(
-            f"--enable-at-start is for a simulated robot, and what answers at {address} is not moe-robot sim-node: "
+            f"--enable-at-start is for a simulated robot, and what answers at {where} is not moe-robot sim-node: "
             "leave it out, and enable the robot by hand"
         )
 

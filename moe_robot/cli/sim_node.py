@@ -1,4 +1,4 @@
-"""``moe-robot sim-node``: PitStop behind the rosbridge protocol, as if it were a robot and its bridge."""
+"""``moe-robot sim-node``: PitStop on ROS 2 or behind the rosbridge protocol, as if it were a robot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from moe_robot.registry import make_environment, parse_options, select_tasks
 from moe_robot.types import RobotWorld, UserError
 
 if TYPE_CHECKING:
+    from moe_robot.deploy.simulation.bridge import BridgeServer
     from moe_robot.deploy.simulation.node import SimNode
+    from moe_robot.deploy.simulation.robot import SimulatedRobot
+    from moe_robot.deploy.simulation.ros2_server import Ros2Server
+
+HERE = "127.0.0.1:9090"
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,13 @@ class Options:
     """Of the first episode's layout; each later one has the next."""
     episodes: int | None = None
     """How many to judge, then it ends. Left out: until Ctrl-C."""
-    address: str = "127.0.0.1:9090"
-    """HOST:PORT to listen on; port 0 takes a free one. Whoever reaches it can drive the simulated robot."""
+    transport: Literal["auto", "rclpy", "rosbridge"] = "auto"
+    """rclpy: native ROS 2. auto: that where this Python has rclpy and no address is given, else rosbridge."""
+    address: str | None = None
+    """HOST:PORT that the bridge listens on, 127.0.0.1:9090 when left out; port 0 takes a free one. Whoever reaches it
+    can drive the simulated robot."""
     expose: bool = False
-    """Allow an address that other machines can reach."""
+    """Allow an address that other machines can reach; over ROS 2, those that ROS_AUTOMATIC_DISCOVERY_RANGE lets in."""
     pictures: Literal["png", "jpeg"] = "png"
     """How pictures are sent: png without loss, jpeg as most robots do."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
@@ -64,14 +72,15 @@ def host_and_port(address: str, expose: bool) -> tuple[str, int]:
 def run(options: Options) -> int:
     """Live in real time; print one line for each episode and a last one for all."""
     from moe_robot.deploy.contract import load_contract
-    from moe_robot.deploy.simulation.bridge import BridgeServer
     from moe_robot.deploy.simulation.node import SimNode
     from moe_robot.deploy.simulation.robot import SimulatedRobot, world_options
+    from moe_robot.deploy.transport import chosen
 
     if options.episodes is not None and options.episodes < 1:
         raise UserError(f"--episodes {options.episodes}: expected 1 or more")
-    host, port = host_and_port(options.address, options.expose)
     contract = load_contract(options.contract)
+    native = chosen(options.transport, options.address, contract.ros) == "rclpy"
+    host, port = host_and_port(options.address or HERE, options.expose)
     env = make_environment(options.env, **(world_options(contract) | parse_options(options.env_options)))
     try:
         if not isinstance(env.unwrapped, RobotWorld):
@@ -84,11 +93,10 @@ def run(options: Options) -> int:
         robot = SimulatedRobot(env.unwrapped, contract, options.pictures)
         env.reset(seed=options.seed)
         env.unwrapped.pictures()  # what cannot be drawn is said before anybody connects
-        server = BridgeServer(host, port, robot.sources, robot.sinks)
-        port = server.start()
+        server, where = _on_ros2(robot, options.expose) if native else _behind_a_bridge(robot, host, port)
         try:
             node = SimNode(env, robot, server, task, options.seed, lambda line: print(line, flush=True))
-            print(f"{contract.robot} lives at ws://{host}:{port} (Ctrl-C ends it)", flush=True)
+            print(f"{contract.robot} lives {where} (Ctrl-C ends it)", flush=True)
             _judge(node, options.episodes)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the simulated robot is gone") from None
@@ -97,6 +105,24 @@ def run(options: Options) -> int:
     finally:
         env.close()
     return 0
+
+
+def _on_ros2(robot: SimulatedRobot, expose: bool) -> tuple[Ros2Server, str]:
+    from moe_robot.deploy.simulation.ros2_server import Ros2Server
+    from moe_robot.deploy.transport import stay_on_this_machine, whereabouts
+
+    if not expose:
+        stay_on_this_machine()
+    server = Ros2Server(robot.sources, robot.sinks)
+    server.start()
+    return server, f"on {whereabouts()}"
+
+
+def _behind_a_bridge(robot: SimulatedRobot, host: str, port: int) -> tuple[BridgeServer, str]:
+    from moe_robot.deploy.simulation.bridge import BridgeServer
+
+    server = BridgeServer(host, port, robot.sources, robot.sinks)
+    return server, f"at ws://{host}:{server.start()}"
 
 
 def _judge(node: SimNode, episodes: int | None) -> None:

@@ -23,6 +23,8 @@ class Camera:
         rate_hz: pictures per second.
         max_age_s: a picture older than this stops the robot.
         published_size: (height, width) as the robot sends it, when that differs; pictures are then resized.
+        reliability: that native ROS 2 asks for. ``best_effort`` hears every publisher; ``reliable`` only reliable ones,
+            and loses no parts of large raw pictures.
     """
 
     topic: str
@@ -31,6 +33,7 @@ class Camera:
     rate_hz: float
     max_age_s: float
     published_size: tuple[int, int] | None = None
+    reliability: Literal["best_effort", "reliable"] = "best_effort"
 
     def __post_init__(self) -> None:
         check_topic(self.topic)

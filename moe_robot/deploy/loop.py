@@ -80,11 +80,15 @@ class ControlLoop:
         """Nothing runs yet; ``decay`` is that of :class:`ChunkBuffer`, unless another ``plan`` is given."""
         self._robot, self._contract, self._policy, self._task = robot, contract, policy, task
         self._buffer = plan or ChunkBuffer(contract.period_s, contract.max_command_age_s, decay)
-        self._beginning = self._asked_since = (0, 0)  # numbers of a connection and of an enabling
+        self._beginning = self._asked_since = (0, 0, task)  # numbers of a connection and of an enabling
         self._answered, self._asked_about = math.inf, -math.inf
         self._seen: tuple[int, tuple[float, ...]] | None = None
         self._twist: np.ndarray | None = None
         self.timings = Timings()
+
+    def instruct(self, task: str) -> None:
+        """Follow another instruction from the next step on; from any thread. What was planned before is not played."""
+        self._task = task
 
     def run(
         self,
@@ -150,8 +154,8 @@ class ControlLoop:
                 self._ask(sensed)
 
     def _begin_anew_if_needed(self, sensed: Sensed, now: float) -> None:
-        """What was planned before the robot was enabled, or on another connection, is not played."""
-        beginning = (sensed.epoch, self._robot.enablings)
+        """What was planned before the robot was enabled, on another connection or for another task, is not played."""
+        beginning = (sensed.epoch, self._robot.enablings, self._task)
         if beginning != self._beginning:
             self._buffer.clear()
             self._beginning, self._answered = beginning, now
@@ -164,7 +168,7 @@ class ControlLoop:
                 self._buffer.add(chunk)
 
     def _ask(self, sensed: Sensed) -> None:
-        seen = observe(sensed, self._contract, self._task)
+        seen = observe(sensed, self._contract, self._beginning[2])
         if seen and seen[1] != self._asked_about and self._policy.ask(*seen):
             self._asked_since, self._asked_about = self._beginning, seen[1]
 

@@ -27,7 +27,7 @@ class Timings:
 
     def summary(self) -> Mapping[str, Mapping[str, float]]:
         """Stage -> ``n``, and ``p50``, ``p95``, ``p99``, ``max`` in seconds; percentiles are upper ends of bins."""
-        return {stage: self._summary(stage) for stage in self._counts}
+        return {stage: self._summary(stage) for stage in tuple(self._counts)}
 
     def _summary(self, stage: str) -> Mapping[str, float]:
         counts, longest = self._counts[stage], self._longest[stage]

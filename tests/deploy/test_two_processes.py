@@ -1,132 +1,35 @@
 """``sim-node`` and ``deploy`` as people run them: two processes, a free port, a policy that has learned nothing."""
 
-import json
-import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bridge_server import wait_until
+from commands import INSTRUCTION, Command, commands, patient_contract, untrained_checkpoint
 from rosbags.highlevel import AnyReader
 
-from moe_policies.policy import MultimodalPolicy
 from moe_robot.cli import main
 from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
-from moe_robot.deploy.contract import SHIPPED, load_contract
-from moe_robot.types import FeatureStatistics
-
-STARTING_S = 120.0
-"""A process that imports torch may take so long on a busy machine."""
-INSTRUCTION = "pick up the red cube"
-SMALL = {"width": 16, "hidden": 16, "layers": 2, "stem_channels": 8, "patches": 2, "glimpses": 2}
-LIMITS = {"heartbeat_s: 0.5": 20, "max_command_age_s: 1.0": 20, "max_skew_s: 0.1": 20}
-"""Those of the shipped contract that a busy machine might break."""
+from moe_robot.deploy.contract import load_contract
 
 
 @pytest.fixture(scope="module")
 def contract(tmp_path_factory) -> Path:
-    """The shipped contract with so much patience that only what the tests do stops the robot."""
-    text = (SHIPPED / "pitstop.yaml").read_text(encoding="utf-8")
-    for line, patience in LIMITS.items():
-        assert line in text
-        text = text.replace(line, f"{line.split(':')[0]}: {patience}.0")
-    path = tmp_path_factory.mktemp("robot") / "patient.yaml"
-    path.write_text(re.sub(r"max_age_s: 0\.\d+", "max_age_s: 2.0", text), encoding="utf-8")
-    return path
+    return patient_contract(tmp_path_factory.mktemp("robot"))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    features = load_contract("pitstop").features()
-    sizes = {f"observation.images.{camera}": 3 for camera in features.cameras}
-    sizes |= {"observation.state": len(features.state_names), "action": len(features.action_names)}
-    statistics = {
-        key: FeatureStatistics(np.full(n, 0.05), np.full(n, 0.02), np.zeros(n), np.ones(n), 1)
-        for key, n in sizes.items()
-    }
-    policy = MultimodalPolicy.from_preset("moe", features, statistics, [INSTRUCTION, "press the button"], **SMALL)
-    policy.save_pretrained(folder := tmp_path_factory.mktemp("policy"))
-    return folder
-
-
-class Command:
-    """``moe-robot`` in a process of its own; what it says is collected line by line."""
-
-    def __init__(self, *arguments: object) -> None:
-        code = "import sys; from moe_robot.cli import main; sys.exit(main())"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self.readers = [
-            threading.Thread(target=self._read, args=[pipe]) for pipe in (self.process.stdout, self.process.stderr)
-        ]
-        for reader in self.readers:
-            reader.start()
-
-    def _read(self, pipe) -> None:
-        for line in pipe:
-            self.lines.append(line.rstrip("\n"))
-
-    def says(self, pattern: str) -> re.Match:
-        """Wait for the first line after the one before."""
-        found: list[re.Match] = []
-        over = lambda: self._find(pattern, found) or self.process.poll() is not None  # noqa: E731
-        wait_until(over, repr(pattern), STARTING_S)
-        assert found or self._find(pattern, found), "\n".join(self.lines)
-        return found[0]
-
-    def _find(self, pattern: str, found: list) -> bool:
-        for i, line in enumerate(list(self.lines)):
-            if i >= getattr(self, "seen", 0) and (match := re.search(pattern, line)):
-                found.append(match)
-                self.seen = i + 1
-                return True
-        return False
-
-    def type(self, text: str) -> None:
-        self.process.stdin.write(text)
-        self.process.stdin.flush()
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self.process.wait(timeout=STARTING_S)
-        for reader in self.readers:
-            reader.join()
-        return status
-
-    def summary(self) -> dict:
-        begin = self.lines.index("{")
-        return json.loads("\n".join(self.lines[begin : self.lines.index("}") + 1]))
+    return untrained_checkpoint(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture
 def command():
-    """Starts commands, and ends those that are left."""
-    started = []
-
-    def start(*arguments) -> Command:
-        started.append(Command(*arguments))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.wait()
-        for pipe in (one.process.stdin, one.process.stdout, one.process.stderr):
-            pipe.close()
+    with commands() as start:
+        yield start
 
 
 @pytest.fixture
@@ -220,6 +123,8 @@ def test_a_contract_that_does_not_fit_the_policy_ends_it_before_anything_is_conn
         (("--seconds", "0"), "expected more than 0"),
         (("--join", "0"), "expected 1 or more control steps"),
         (("--join", "3", "--blend", "0.1"), "and no --blend"),
+        (("--transport", "rclpy", "--address", "ws://127.0.0.1:9090"), "leave --address out"),
+        (("--transport", "rclpy"), "this Python has no ROS 2"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(checkpoint, capsys, arguments, complaint):

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from moe_robot.deploy.simulation.bridge import BridgeServer
 from moe_robot.deploy.simulation.robot import SimulatedRobot
 
 FARTHEST_BEHIND_S = 0.1
 """Of real time: what is missed beyond this is left out, so that the world does not hurry after it."""
+
+
+class Server(Protocol):
+    """What the simulated robot speaks through: a bridge of this process, or ROS 2."""
+
+    def wanted(self, topic: str) -> bool:
+        """Whether anybody listens to a topic."""
+        ...
+
+    def tell(self, topic: str, message: Mapping[str, Any], /) -> None:
+        """Send a message to all who listen."""
+        ...
+
+    def take(self) -> Mapping[str, Mapping[str, Any]]:
+        """Topic -> the newest message that came since this was asked last."""
+        ...
+
+    def restart(self) -> None:
+        """Begin anew: nobody may take what comes for the same robot."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,13 +53,13 @@ class Outcome:
 
 
 class SimNode:
-    """Runs a world behind a bridge. The connections are broken before each new episode: the robot began anew."""
+    """Runs a world behind a bridge or ROS 2. Its connections break before each new episode: the robot began anew."""
 
     def __init__(
         self,
         env: Any,
         robot: SimulatedRobot,
-        server: BridgeServer,
+        server: Server,
         task: str,
         seed: int,
         trouble: Callable[[str], None] = lambda line: None,

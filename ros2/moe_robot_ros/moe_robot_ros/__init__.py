@@ -1,0 +1,1 @@
+"""A moe_robot policy as a ROS 2 lifecycle node."""
