@@ -138,12 +138,13 @@ class _Client:
     """A client in a process of its own, and what it says."""
 
     def __init__(self, command: list[str], address: str) -> None:
+        self._python = command[0]
         try:
             self.process = subprocess.Popen(
                 [*command, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
             )
         except OSError as error:
-            raise UserError(f"{command[0]} cannot be run ({error.strerror}): give --peer a Python") from error
+            raise UserError(f"{self._python} cannot be run ({error.strerror}): give --peer a Python") from error
         self.expect("ready")
 
     def say(self, word: str) -> None:
@@ -154,7 +155,7 @@ class _Client:
     def expect(self, word: str) -> None:
         if self.hear() != word:
             self.process.kill()
-            raise UserError(f"{' '.join(self.process.args[:1])} did not answer: is roslibpy installed there?")
+            raise UserError(f"{self._python} did not answer: is roslibpy installed there?")
 
     def hear(self) -> str:
         assert self.process.stdout

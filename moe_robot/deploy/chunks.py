@@ -111,10 +111,11 @@ class JoinedChunks:
         begun = [(chunk, now if since is None else since) for chunk, since in self._chunks]
         playing = [(chunk, since) for chunk, since in begun if reaches(chunk, now, self._period, self._max_age)]
         taken_over = [i for i, (_, since) in enumerate(playing) if self._share(now - since) >= 1]
-        self._chunks = [*playing[taken_over[-1] if taken_over else 0 :]]
+        playing = playing[taken_over[-1] if taken_over else 0 :]
+        self._chunks = [*playing]
         if not playing:
             return None
-        (first, _), *later = self._chunks
+        (first, _), *later = playing
         action = first.actions[index_of(first, now, self._period)]
         for chunk, since in later:
             share = self._share(now - since)
