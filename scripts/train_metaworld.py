@@ -36,7 +36,7 @@ def main() -> int:
         steps=arguments.steps,
         preset=arguments.preset,
         seed=arguments.seed,
-        config=("search=sentence",),  # its labels are of "the object" and "the goal", whatever the task
+        config=("search=sentence", "shift=1"),  # its labels are of "the object" and "the goal", whatever the task
         eval_episodes=20,
         knockout="",
         video=1,
