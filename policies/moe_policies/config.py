@@ -133,9 +133,10 @@ class PolicyConfig:
     """The feature map is pooled to patches x patches tokens per camera."""
     glimpses: int = 4
     """Tokens per camera read from the fine feature map, half of what they hold where the instruction points."""
-    search: Search = "things"
-    """What the glimpses look for: every thing by its own name, of which the sentence then chooses (PitStop tells where
-    the red cube is); or what the sentence is about (Meta-World tells where "the object" and "the goal" are)."""
+    search: Search = "sentence"
+    """What half of a glimpse looks for: what the sentence is about, by queries that it makes; or every thing by its own
+    name, of which the sentence then chooses. Where demonstrations tell which thing is "the object" and where "the goal"
+    is, the first is learned much sooner (docs/results/presets_22.md)."""
     text: str = "scratch"
     """Text encoder: "scratch", "bundled:minilm", a local directory, a hub id, or "none" (cannot read)."""
     head: Head = "l1"

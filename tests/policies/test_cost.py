@@ -24,7 +24,7 @@ def make(features, statistics, preset, **overrides) -> MultimodalPolicy:
         ("moe", {"layers": 3, "experts_per_token": 3, "hidden": 96}),
         ("moe", {"head": "flow"}),
         ("moe", {"glimpses": 0}),
-        ("moe", {"search": "sentence"}),
+        ("moe", {"search": "things"}),
         ("moe", {"text": "none"}),
         ("moe", {"routing_unit": "instruction", "shared_experts": 2}),
     ],
