@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(laid_out, capsys, monkeypatch)
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied", "demonstrations")
 
-    monkeypatch.setattr("moe_robot.data.loader.read_info", refuse)
+    monkeypatch.setattr("moe_robot.data.selection.read_info", refuse)
     status, _, err = say(capsys, laid_out, "--routing")
     assert status == 1
     assert "cannot read the demonstrations in" in err
