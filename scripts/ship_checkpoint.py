@@ -11,6 +11,7 @@ What is evaluated is the copy, so that the card speaks of the numbers that are s
 import argparse
 import json
 import shutil
+import textwrap
 from pathlib import Path
 
 import torch
@@ -50,6 +51,13 @@ def card(folder: Path, report: dict, command: str) -> str:
     rows = [f"| {task} | {counts(result)} |" for task, result in report["tasks"].items()]
     latency = report["latency_ms"]
     world = f"{trained['environment']}, {json.dumps(trained['environment_options'])}"
+    episodes = next(iter(report["tasks"].values()))["episodes"]
+    made = (
+        f"on {trained['episodes']} demonstrations of {len(report['tasks'])} tasks by scripted experts ({world}), "
+        f"training seed {trained['seed']}, {trained['steps']:,} steps of {trained['batch_size']} frames, "
+        f"{trained['minutes']:.0f} minutes on one shared processor core. In training it was also told where the object "
+        "and the goal are; it never sees that when it acts."
+    )
     return f"""---
 library_name: moe_robot
 license: apache-2.0
@@ -60,11 +68,11 @@ Preset `{trained["preset"]}`, {parameters:,} matrix weights in bfloat16, nothing
 
     {command}
 
-on {trained["episodes"]} demonstrations of {len(report["tasks"])} tasks by scripted experts ({world}), training seed
-{trained["seed"]}, {trained["steps"]:,} steps of {trained["batch_size"]} frames, {trained["minutes"]:.0f} minutes on one
-shared processor core. In training it was also told where the object and the goal are; it never sees that when it acts.
+{textwrap.fill(made, 110)}
 
-`moe-robot eval {folder} --seed {report["first_seed"]} --out report` (renderer {report["renderer"]}):
+    moe-robot eval {folder} --episodes {episodes} --seed {report["first_seed"]} --out report
+
+gave, with the renderer "{report["renderer"]}":
 
 | task | successes | 95 %, Wilson |
 |---|---|---|
@@ -73,7 +81,7 @@ shared processor core. In training it was also told where the object and the goa
 
 A new action chunk takes {latency["p50"]:.0f} ms (p50; 95 % under {latency["p95"]:.0f} ms) on one core.
 
-Limits: simulation only; one camera, where it was in training; one training seed; the sentences of these tasks alone.
+Limits: simulation only; cameras where they were in training; one training seed; the sentences of these tasks alone.
 """
 
 
