@@ -362,6 +362,14 @@ class PlansAhead(Protocol):
         ...
 
 
+def action_chunk(policy: Policy | PlansAhead, observation: Observation) -> np.ndarray:
+    """What any policy answers to one observation by itself: its plan (H, A), or the one action (1, A) that it tells."""
+    if isinstance(policy, PlansAhead):
+        return policy.action_chunk(observation)
+    policy.reset()
+    return policy.select_action(observation)[None]
+
+
 @dataclass(frozen=True)
 class CapturedPolicy:
     """A policy as one graph: raw sensor values in, actions in the environment's units out.

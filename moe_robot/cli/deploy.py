@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ import tyro
 from moe_robot.types import UserError
 
 if TYPE_CHECKING:
-    from moe_robot.deploy.inference import PolicyProcess
     from moe_robot.deploy.loop import Step
     from moe_robot.deploy.transport import Robot
 
@@ -93,7 +92,8 @@ def run(options: Options) -> int:
                 policy.start()
                 if recorder:
                     recorder.start(io.now, task)
-            _wait_until_loaded(policy, interrupted)
+            if not policy.wait_until_ready(interrupted):
+                raise KeyboardInterrupt("nothing had moved")
             say(f"{folder} fits {contract.robot}; connecting to {where} ({KEYS})")
             end = time.monotonic() + (options.seconds or math.inf)
 
@@ -154,12 +154,3 @@ def _check_simulated(io: Robot, where: str) -> None:
             f"--enable-at-start is for a simulated robot, and what answers at {where} is not moe-robot sim-node: "
             "leave it out, and enable the robot by hand"
         )
-
-
-def _wait_until_loaded(policy: PolicyProcess, interrupted: Callable[[], bool]) -> None:
-    while not policy.ready:
-        if policy.failure is not None:
-            raise UserError(policy.failure)
-        if interrupted():
-            raise KeyboardInterrupt("nothing had moved")
-        time.sleep(0.05)

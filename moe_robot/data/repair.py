@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from moe_robot.data.layout import (
     STATS,
     TASKS,
     Info,
+    chunk_and_file,
     read_episodes,
     read_info,
     read_table,
@@ -105,27 +106,24 @@ def _episodes_from_data(directory: Path, info: Info, error: UserError) -> tuple[
     if not rows:
         raise UserError(f"{error}; nothing can be brought back{f': {lost}' if lost else ''}")
     raw = {**info.raw, "total_episodes": len(rows), "total_frames": total}
-    return pa.Table.from_pylist(rows), type(info)(
-        **{**info.__dict__, "episodes": len(rows), "frames": total, "raw": raw}
-    )
+    return pa.Table.from_pylist(rows), replace(info, episodes=len(rows), frames=total, raw=raw)
 
 
 def _write(directory: Path, out: Path, info: Info, table: pa.Table, keep: Sequence[int]) -> None:
     rows = table.take(pa.array(keep)).to_pylist()
-    clips = video_clips(directory, info, table)
-    for path in {clip.path for mine in clips.values() for clip in mine if clip.episode in set(keep)}:
+    clips, kept = video_clips(directory, info, table), set(keep)
+    for path in {clip.path for mine in clips.values() for clip in mine if clip.episode in kept}:
         _link(path, out / path.relative_to(directory))
     vectors: dict[str, list[np.ndarray]] = {}
     total, file = 0, 0
     for source in data_files(directory, info, table):
-        mine = [row for row in rows if source.start <= row["dataset_from_index"] < source.stop]
+        mine = [(i, row) for i, row in enumerate(rows) if source.start <= row["dataset_from_index"] < source.stop]
         if not mine:
             continue
         data = pq.ParquetFile(source.path).read()
-        parts = []
-        for row in mine:
+        parts, place = [], chunk_and_file(file)
+        for number, row in mine:
             part = data.slice(row["dataset_from_index"] - source.start, row["length"])
-            number = rows.index(row)
             for name, values in (
                 ("episode_index", np.full(row["length"], number)),
                 ("index", np.arange(total, total + row["length"])),
@@ -133,7 +131,7 @@ def _write(directory: Path, out: Path, info: Info, table: pa.Table, keep: Sequen
                 at = part.schema.get_field_index(name)
                 part = part.set_column(at, part.schema.field(at), pa.array(values, pa.int64()))
             parts.append(part)
-            row |= {"data/chunk_index": file // 1000, "data/file_index": file % 1000}
+            row |= {f"data/{name}": value for name, value in place.items()}
             row |= {"dataset_from_index": total, "dataset_to_index": total + row["length"], "episode_index": number}
             row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
             total += row["length"]
@@ -142,11 +140,11 @@ def _write(directory: Path, out: Path, info: Info, table: pa.Table, keep: Sequen
                     values = vector_rows(part[name])
                     vectors.setdefault(name, []).append(values)
                     row |= {f"stats/{name}/{k}": v for k, v in to_columns(vector_statistics(values), False).items()}
-        path = out / DATA_PATH.format(chunk_index=file // 1000, file_index=file % 1000)
+        path = out / DATA_PATH.format(**place)
         write_atomically(path, lambda temporary, parts=parts: _write_groups(temporary, parts))
         file += 1
     write_atomically(
-        out / EPISODES_PATH.format(chunk_index=0, file_index=0),
+        out / EPISODES_PATH.format(**chunk_and_file(0)),
         lambda temporary: pq.write_table(pa.Table.from_pylist(rows), temporary),
     )
     _link(directory / TASKS, out / TASKS)

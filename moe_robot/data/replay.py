@@ -21,9 +21,9 @@ from moe_robot.types import (
     STATE,
     TASK,
     Observation,
-    PlansAhead,
     Policy,
     UserError,
+    action_chunk,
 )
 
 
@@ -144,9 +144,7 @@ def replay_episodes(
 
 def _plan(policy: Policy, batch: Mapping[str, Any]) -> np.ndarray:
     images = {key.removeprefix(IMAGE_PREFIX): value[0] for key, value in batch.items() if key.startswith(IMAGE_PREFIX)}
-    seen = Observation(images, batch[STATE][0], batch[TASK][0])
-    policy.reset()
-    return policy.action_chunk(seen) if isinstance(policy, PlansAhead) else policy.select_action(seen)[None]
+    return action_chunk(policy, Observation(images, batch[STATE][0], batch[TASK][0]))
 
 
 def _mean(values_NHA: np.ndarray) -> np.ndarray:

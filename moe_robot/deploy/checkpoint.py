@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from moe_robot.deploy.contract import Contract
 from moe_robot.deploy.exported import ExportedPolicy, is_export
 from moe_robot.deploy.inference import Act
 from moe_robot.registry import checkpoint_directory, load_policy
-from moe_robot.types import Observation, PlansAhead, Policy
+from moe_robot.types import Observation, Policy, action_chunk
 
 
 def policy_directory(path: Path) -> Path:
@@ -39,12 +40,7 @@ def load_act(checkpoint: Path, contract: Contract, task: str) -> Act:
     policy = ExportedPolicy(checkpoint) if is_export(checkpoint) else _trained(checkpoint)
     contract.check_policy(policy.features)
 
-    def act(observation: Observation) -> np.ndarray:
-        if isinstance(policy, PlansAhead):
-            return policy.action_chunk(observation)
-        policy.reset()
-        return policy.select_action(observation)[None]
-
+    act = partial(action_chunk, policy)
     black = {name: np.zeros((*size, 3), np.uint8) for name, size in policy.features.cameras.items()}
     act(Observation(black, np.zeros(len(policy.features.state_names), np.float32), task))
     return act

@@ -64,12 +64,8 @@ class Deployment:
         with workers_are_born():
             self._policy.start()
         end = time.monotonic() + patience_s
-        while not self._policy.ready:
-            if self._policy.failure is not None:
-                raise UserError(self._policy.failure)
-            if time.monotonic() > end:
-                raise UserError(f"the policy was not loaded within {patience_s:g} s")
-            time.sleep(0.02)
+        if not self._policy.wait_until_ready(lambda: time.monotonic() > end):
+            raise UserError(f"the policy was not loaded within {patience_s:g} s")
         self.robot.start()
 
     def run(self) -> None:

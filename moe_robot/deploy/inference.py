@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,6 +21,8 @@ from moe_robot.types import Observation, UserError
 Act = Callable[[Observation], np.ndarray]
 """From an observation to a chunk of actions (H, A)."""
 
+LOADING_LOOK_S = 0.02
+"""Between two looks whether the policy is loaded."""
 LONGEST_REASON = 400
 """Characters of why a policy failed."""
 
@@ -64,6 +67,20 @@ class PolicyProcess:
         """Whether the policy is loaded and waits for an observation."""
         self._listen()
         return self._ready and self._asked is None and self._failure is None
+
+    def wait_until_ready(self, give_up: Callable[[], bool]) -> bool:
+        """Wait for the policy to be loaded; False when ``give_up()`` came first.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        while not self.ready:
+            if self.failure is not None:
+                raise UserError(self.failure)
+            if give_up():
+                return False
+            time.sleep(LOADING_LOOK_S)
+        return True
 
     def ask(self, observation: Observation, observed: float) -> bool:
         """Have the policy think about an observation sensed at ``observed``; False while it is busy or gone."""

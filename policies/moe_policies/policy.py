@@ -131,9 +131,8 @@ class MultimodalPolicy(nn.Module):
         """Load a checkpoint strictly: every weight present, no unknown key, in evaluation mode."""
         folder = Path(folder)
         data = json.loads((folder / "config.json").read_text())
-        config = PolicyConfig.from_json(
-            {"search": "things"} | data["config"]
-        )  # what policies did before there was a choice
+        # Policies that were saved before there was a choice looked for things.
+        config = PolicyConfig.from_json({"search": "things"} | data["config"])
         encoder = None if config.text == "none" else TextEncoder.load(folder / "text_encoder")
         policy = cls(config, Features.from_json(data["features"]), None, encoder)
         try:

@@ -13,6 +13,15 @@ SUPPORT = Path(__file__).parent / "support"
 sys.path.insert(0, str(SUPPORT))  # at import: test modules import from it
 
 
+@pytest.fixture
+def command():
+    """Starts ``moe-robot`` as people do, in a process of its own, and ends it with the test."""
+    from commands import commands  # loads torch, which few of these tests need
+
+    with commands() as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
 def pitstop():
     """The shipped contract: seven joints with a chain, two cameras, a gripper, one position at a time."""

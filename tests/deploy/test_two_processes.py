@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bridge_server import wait_until
-from commands import INSTRUCTION, Command, commands, patient_contract, untrained_checkpoint
+from commands import INSTRUCTION, Command, patient_contract, untrained_checkpoint
 from rosbags.highlevel import AnyReader
 
 from moe_robot.cli import main
@@ -24,12 +24,6 @@ def contract(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     return untrained_checkpoint(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture
-def command():
-    with commands() as start:
-        yield start
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import itertools
 import os
 
 import pytest
-from commands import commands, patient_contract, untrained_checkpoint
+from commands import patient_contract, untrained_checkpoint
 from ros2_side import COMMANDS, GRIPPER, POSITION, STATES, hear
 
 from moe_robot.deploy.backends.ros2 import Ros2Robot
@@ -40,12 +40,6 @@ def patient(patient_file):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     return untrained_checkpoint(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture
-def command():
-    with commands() as start:
-        yield start
 
 
 @pytest.fixture
