@@ -144,6 +144,23 @@ def test_labels_are_clipped_and_clipping_changes_nothing():
     assert beyond > 1
 
 
+def test_the_peg_is_lifted_as_soon_as_it_is_held():
+    """Meta-World's own expert presses on with the peg in its fingers, on these two seeds for 65 steps."""
+    env = blind(control_hz=40)
+    for seed in (301, 305):
+        observation, _ = env.reset(seed=seed, options={"task": "peg-insert-side-v3"})
+        expert, rng, pressing, terminated = env.make_expert("peg-insert-side-v3"), np.random.default_rng(0), 0, False
+        for _ in range(120):
+            action = expert.act()
+            height, opening = observation["agent_pos"][2:4]
+            pressing += bool(opening < 0.4 and height < 0.06 and action[2] < 0)
+            observation, _, terminated, _, _ = env.step(expert.perturb(action, 0.3, rng))
+            if terminated:
+                break
+        assert terminated
+        assert pressing <= 8
+
+
 def test_disturbances_leave_the_gripper_and_stay_in_range():
     env = blind(task="reach-v3")
     expert = env.make_expert("reach-v3")

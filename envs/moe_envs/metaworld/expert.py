@@ -7,7 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moe_envs.metaworld.world import World, require
+from moe_envs.metaworld.world import OBJECT, World, require
+
+TOLD_HIGHER = {"peg-insert-side-v3": 0.012}
+"""Metres by which an expert is told its object higher than it lies.
+
+Meta-World's peg expert lifts once the hand is within 25 mm of the peg's height, which is just where the fingers come to
+rest on the table. At 40 Hz and with disturbances it presses for about 30 steps before it lifts, nothing observed
+changes meanwhile, and who learned from it presses for ever. Told 12 mm more, it lifts at once.
+"""
 
 
 class MetaWorldExpert:
@@ -25,10 +33,12 @@ class MetaWorldExpert:
     def act(self) -> np.ndarray:
         """The clean action, float32 (4,), clipped to [-1, 1]: as it comes it is up to 25 times what has an effect."""
         world = self._world()
+        told = world.seen.copy()
+        told[OBJECT.stop - 1] += TOLD_HIGHER.get(self._task, 0.0)
         if world.task != self._task:
             raise ValueError(f"the expert of {self._task} was asked about {world.task}")
         with warnings.catch_warnings(action="ignore"):  # that it will be clipped, which happens here
-            action = self._policy.get_action(world.seen)
+            action = self._policy.get_action(told)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def perturb(self, action: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
