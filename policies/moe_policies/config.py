@@ -77,6 +77,8 @@ class PolicyConfig:
     routing_unit: RoutingUnit = "token"
     """What decides together: each token alone; a frame, a sentence or a state (segment); or the whole sample, by its
     instruction alone, so that what one instruction needs can be cut out."""
+    gate_hears: bool = False
+    """Whether the gate also reads the sentence, so that the same token may go to other experts for another task."""
     gate_jitter: float = 0.0
     """Training: multiplicative noise on the gate's copy of its input."""
     gate_noise: bool = False
@@ -204,6 +206,11 @@ class PolicyConfig:
             raise UserError("policy config: load_weight needs the noise of noisy top-k, expected gate_noise true")
         if self.routing_unit == "instruction" and self.text == "none":
             raise UserError("policy config: routing_unit instruction needs a policy that reads, not text none")
+        if self.gate_hears and (self.gate == "typed" or self.routing_unit != "token" or self.text == "none"):
+            raise UserError(
+                "policy config: gate_hears needs a gate that decides token by token in a policy that reads, expected "
+                "gate learned or random, routing_unit token, and a text encoder"
+            )
         if self.bias_rate < 0:
             raise UserError(f"policy config: bias_rate is {self.bias_rate}, expected 0 or more")
 
@@ -220,6 +227,10 @@ class PolicyConfig:
     def is_sparse(self, layer: int) -> bool:
         """Whether feed-forward layer ``layer`` (0 is the entry layer) has experts behind a gate."""
         return self.feed_forward == "moe" and layer % self.moe_every == 0
+
+    def hears(self, layer: int) -> bool:
+        """Whether feed-forward layer ``layer`` has a gate that reads the sentence beside its token."""
+        return self.gate_hears and self.is_sparse(layer)
 
     @property
     def dense_hidden(self) -> int:

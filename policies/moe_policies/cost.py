@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from moe_policies.network import Network
+from moe_policies.trunk import FeedForward
 from moe_robot.moe import ExpertBank, MoEFeedForward
 from moe_robot.types import Cost
 
@@ -28,7 +29,7 @@ def cost_of(network: Network, words: int = WORDS) -> Cost:
     tokens = _count_tokens(network, words)
     flops["stems"] = _stems(network, words)
     entering, looked = tokens["entering"], tokens["glimpses"]
-    _add_feed_forward(flops, network.entry.layer, entering + looked)
+    _add_feed_forward(flops, network.entry, entering + looked, passes=2 if looked else 1)
     n = entering
     last = len(network.blocks) - 1
     for i, block in enumerate(network.blocks):
@@ -36,7 +37,7 @@ def cost_of(network: Network, words: int = WORDS) -> Cost:
         readers = len(network.action_roles) if i == last else n
         d = network.config.width
         flops["attention"] += 2 * n * d * 3 * d + 2 * readers * d * d + 2 * 2 * readers * n * d
-        _add_feed_forward(flops, block.feed_forward.layer, readers)  # type: ignore[union-attr, arg-type]
+        _add_feed_forward(flops, block.feed_forward, readers)  # type: ignore[union-attr, arg-type]
     flops["head"] = _linear_flops(network.head)
     if network.config.head == "flow":
         flops["head"] *= network.head.steps  # type: ignore[union-attr, operator]
@@ -89,13 +90,16 @@ def _linear_flops(module: nn.Module) -> int:
     return sum(2 * m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def _add_feed_forward(flops: dict[str, int], layer: nn.Module, rows: int) -> None:
+def _add_feed_forward(flops: dict[str, int], feed_forward: FeedForward, rows: int, passes: int = 1) -> None:
+    layer = feed_forward.layer
     if not isinstance(layer, MoEFeedForward):
         flops["experts"] += rows * _linear_flops(layer)
         return
     gate = layer.router
     if gate.config.kind != "typed":
         flops["gate"] += 2 * rows * gate.weight_ED.numel()
+    if feed_forward.hear is not None:
+        flops["gate"] += passes * _linear_flops(feed_forward.hear)
     mean = sum(_matrices(layer)) * 2 / len(layer.experts)
     flops["experts"] += round(rows * gate.config.experts_per_token * mean)
     if layer.shared is not None:

@@ -78,7 +78,7 @@ class Network(nn.Module):
         super().__init__()
         d, self.config = config.width, config
         self.roles = expert_roles(config.experts) if config.feed_forward == "moe" else ()
-        self.by_instruction = config.feed_forward == "moe" and config.routing_unit == "instruction"
+        self.gates_hear = config.feed_forward == "moe" and (config.routing_unit == "instruction" or config.gate_hears)
         self.cameras = nn.ModuleDict({camera: CameraStem(config) for camera in features.cameras})
         self.told = PlaceNames.of(config.places, features.cameras)
         self.glimpses = nn.ModuleDict(
@@ -135,7 +135,7 @@ class Network(nn.Module):
         gating = Gating(
             available_E,
             self._available_for(arriving) if inputs.present else None,
-            _mean_word(arriving, words) if self.by_instruction else None,
+            _mean_word(arriving, words) if self.gates_hear else None,
         )
         plans: list[list[RoutingPlan]] = [[] for _ in range(1 + len(self.blocks))]
         present: list[list[Tensor]] = [[] for _ in plans]

@@ -127,6 +127,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.unit = config.routing_unit
+        self.hear = nn.Linear(config.width, config.width, bias=False) if config.hears(layer) else None
         self.layer: nn.Module
         if config.is_sparse(layer):
             gate = GateConfig(
@@ -162,7 +163,7 @@ class FeedForward(nn.Module):
         rows_T = None if all_go else tokens.present_BN.reshape(-1).nonzero().squeeze(1)
         if rows_T is not None:
             x_TD, modality_T = x_TD.index_select(0, rows_T), modality_T[rows_T]
-        if self.unit == "token" and gating.available_BE is None:
+        if self.unit == "token" and self.hear is None and gating.available_BE is None:
             y_TD, plan = self.layer(x_TD, modality_T, gating.available_E)
         else:
             row_T = torch.arange(b * n, device=x_TD.device) if rows_T is None else rows_T
@@ -176,6 +177,10 @@ class FeedForward(nn.Module):
                 units = Units(segment_T, n_segments)
             elif self.unit == "instruction":
                 units = Units(sample_T, b, gating.instruction_BD)
+            elif self.hear is not None:
+                heard_TD = x_TD + self.hear(gating.instruction_BD)[sample_T]
+                t = x_TD.shape[0]  # not len(): a captured graph must leave it open
+                units = Units(torch.arange(t, device=x_TD.device), t, heard_TD)
             y_TD, plan = self.layer(x_TD, modality_T, gating.available(sample_T), units, segment_T)
         if rows_T is not None:
             y_TD = y_TD.new_zeros(b * n, d).index_copy(0, rows_T, y_TD)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from moe_policies.config import PolicyConfig
+from moe_policies.config import MODALITIES, PolicyConfig
 from moe_policies.places import PlaceNames, Places, picture_loss
 from moe_policies.policy import MultimodalPolicy
 from moe_policies.presets import PRESETS
@@ -99,6 +99,24 @@ def test_the_sentence_decides(features, statistics, batch):
     policy.reset()
     b = policy.select_action(observation(batch, task="pick up the blue cube"))
     assert np.abs(a - b).max() > 1e-6
+
+
+@pytest.mark.parametrize("hears", [False, True])
+def test_a_gate_that_hears_sends_the_same_token_elsewhere_for_another_task(features, statistics, batch, hears):
+    """In the entry layer no token has met the sentence yet, so a gate that does not hear cannot tell tasks apart."""
+    policy = make(features, statistics, gate_hears=hears, gate_prior=0.0)
+    chosen = []
+    for sentence in ("press the red button", "pick up the blue cube"):
+        policy.predict_action_chunk(without_actions(batch) | {"task": [sentence] * 6})
+        plan = policy.latest_plans[0][0]
+        chosen.append(plan.weights_TK[plan.modality_T != MODALITIES.index("language")])
+    assert torch.equal(*chosen) is not hears
+
+
+def test_a_gate_that_hears_needs_a_sentence_and_tokens_that_choose(features, statistics):
+    for overrides in ({"text": "none"}, {"routing_unit": "segment"}, {"gate": "typed"}):
+        with pytest.raises(UserError, match="gate_hears needs"):
+            PolicyConfig.from_json({"gate_hears": True, **overrides})
 
 
 def test_ignored_state_is_not_read(features, statistics, batch):
