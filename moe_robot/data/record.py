@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_robot.data.durable import write_atomically
-from moe_robot.data.layout import EXTRAS, IMAGE_TYPE, PNG, frame_columns, vector_names
+from moe_robot.data.layout import EXTRAS, PNG, vector_names
+from moe_robot.data.schema import IMAGE_TYPE, Columns, frame_columns
 from moe_robot.data.statistics import ImageStatistics, from_columns, to_columns, vector_statistics
 from moe_robot.data.video import CODECS, VideoEncoder
 from moe_robot.registry import unknown
@@ -85,9 +86,12 @@ class EpisodeBuilder:
     Frames are encoded at once: a long episode never lies in memory uncompressed, and the caller may reuse its buffers.
     """
 
-    def __init__(self, features: Features, codec: str = PNG) -> None:
-        """Frames are kept as ``codec``: "png", or "h264" or "av1" for a video per camera (with its small losses)."""
-        self._features, self._codec = features, codec
+    def __init__(self, features: Features, codec: str = PNG, further: Columns | None = None) -> None:
+        """Frames are kept as ``codec``: "png", or "h264" or "av1" for a video per camera (with its small losses).
+
+        ``further`` are the columns that :meth:`finish` will be given beside the features.
+        """
+        self._features, self._codec, self._further = features, codec, further or {}
         if codec != PNG and codec not in CODECS:
             raise unknown("image codec", codec, (PNG, *CODECS))
         sizes = features.cameras.items() if codec != PNG else ()
@@ -142,12 +146,25 @@ class EpisodeBuilder:
     def __len__(self) -> int:
         return len(self._vectors[ACTION])
 
-    def finish(self, sentence: str, extras: Mapping[str, Any] | None = None) -> EpisodeRecord:
-        """The episode of all frames added so far, of which there must be at least one."""
-        extras = dict(extras or {})
+    def finish(
+        self,
+        sentence: str,
+        extras: Mapping[str, Any] | None = None,
+        further: Mapping[str, np.ndarray] | None = None,
+    ) -> EpisodeRecord:
+        """The episode of all frames added so far, of which there must be at least one.
+
+        Args:
+            sentence: the instruction.
+            extras: what is known of the episode, for :data:`moe_robot.data.layout.EXTRAS`.
+            further: (N,) or (N, size) per further column.
+        """
+        extras, further = dict(extras or {}), dict(further or {})
         unknown = set(extras) - set(EXTRAS)
         if unknown or not len(self):
             raise ValueError(f"unknown extras {sorted(unknown)}" if unknown else "an episode needs at least one frame")
+        if further.keys() != self._further.keys():
+            raise ValueError(f"the columns {list(further)} are given, {list(self._further)} were announced")
         vectors = {key: np.stack(rows) for key, rows in self._vectors.items()}
         statistics = {IMAGE_PREFIX + camera: s.statistics() for camera, s in self._image_statistics.items()}
         statistics |= {key: vector_statistics(rows) for key, rows in vectors.items()}
@@ -158,7 +175,10 @@ class EpisodeBuilder:
             for camera, encoded in self._images.items()
             if camera not in self._videos
         }
-        types = frame_columns(self._features, self._codec)
+        types = frame_columns(self._features, self._codec, self._further)
+        for key, given in further.items():
+            vectors[key] = np.asarray(given, self._further[key].dtype).reshape(len(self), self._further[key].size)
+            statistics[key] = vector_statistics(vectors[key])
         for key, rows in vectors.items():
             flat = pa.array(rows.ravel())
             columns[key] = flat if rows.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, type=types[key])

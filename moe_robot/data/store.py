@@ -26,6 +26,7 @@ from moe_robot.data.layout import (
     DATA_PATH,
     EPISODES_PATH,
     EXTRAS,
+    FILES_PER_CHUNK,
     INFO,
     PNG,
     SCALARS,
@@ -33,16 +34,14 @@ from moe_robot.data.layout import (
     TASKS,
     VIDEO_PATH,
     chunk_and_file,
-    data_schema,
-    info_json,
     read_episodes,
     read_info,
     read_table,
     read_tasks,
-    tasks_table,
     vector_names,
 )
 from moe_robot.data.record import EpisodeRecord
+from moe_robot.data.schema import Columns, data_schema, info_json, tasks_table
 from moe_robot.data.statistics import combine, from_columns, to_columns, vector_statistics
 from moe_robot.data.video import content_bytes, cut_videos, join_videos
 from moe_robot.types import IMAGE_PREFIX, Features, FeatureStatistics, UserError
@@ -60,7 +59,12 @@ class DatasetWriter:
     """
 
     def __init__(
-        self, directory: str | Path, features: Features, provenance: Mapping[str, Any], codec: str = PNG
+        self,
+        directory: str | Path,
+        features: Features,
+        provenance: Mapping[str, Any],
+        codec: str = PNG,
+        further: Columns | None = None,
     ) -> None:
         """Begin a data set in ``directory``, or go on with the one that is there.
 
@@ -69,12 +73,14 @@ class DatasetWriter:
             features: of every episode.
             provenance: where the data comes from, kept in ``info.json``.
             codec: how the frames of every episode are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
+            further: columns beside the features.
 
         Raises:
             UserError: the directory holds another data set: the first difference is named.
         """
         self.directory = Path(directory)
         self.features, self.codec = features, codec
+        self._schema, self._further = data_schema(features, codec, further), further or {}
         self.provenance = json.loads(json.dumps(dict(provenance)))  # as it reads back: lists for tuples
         self.episodes = self.frames = 0
         self._sentences: dict[str, int] = {}
@@ -111,8 +117,7 @@ class DatasetWriter:
         }
         columns = {name: record.frames[name] for name in record.frames.column_names}
         columns |= {name: pa.array(values, SCALARS[name]) for name, values in scalars.items()}
-        schema = data_schema(self.features, self.codec)
-        table = pa.table([columns[name] for name in schema.names], schema=schema)
+        table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
         statistics = {**record.statistics, **{k: vector_statistics(v[:, None]) for k, v in scalars.items()}}
         self._rows.append(
             {
@@ -177,6 +182,10 @@ class DatasetWriter:
                 f"{self.directory} holds another data set (frames are {', '.join(stored)}, expected {self.codec}):"
                 " choose another directory or the same settings"
             )
+        mine = info_json(self.features, 0, 0, 0, {}, self.codec, self._further)["features"]
+        if mine.keys() != info.raw["features"].keys():
+            key = sorted(mine.keys() ^ info.raw["features"].keys())[0]
+            raise UserError(f"{self.directory} holds another data set (feature {key!r}): choose another directory")
         if info.episodes == 0:
             return
         table = read_episodes(self.directory, info, statistics=True)
@@ -187,14 +196,13 @@ class DatasetWriter:
             name.split("/")[1] for name in table.column_names if name.startswith("stats/") and name.endswith("/mean")
         ]
         rows = table.to_pylist()
-        schema = data_schema(self.features, self.codec)
-        files = [row["data/chunk_index"] * 1000 + row["data/file_index"] for row in rows]
+        files = [row["data/chunk_index"] * FILES_PER_CHUNK + row["data/file_index"] for row in rows]
         self._file = files[-1]
         for number in sorted(set(files)):
             mine = [row for row, file in zip(rows, files, strict=True) if file == number]
             last = number == self._file
             path = self.directory / DATA_PATH.format(**chunk_and_file(number))
-            data = read_table(path, schema.names if last else list(self._vectors))
+            data = read_table(path, self._schema.names if last else list(self._vectors))
             start = mine[0]["dataset_from_index"]
             clips = self._read_videos([row["length"] for row in mine]) if last else {}
             for k, row in enumerate(mine):
@@ -205,7 +213,7 @@ class DatasetWriter:
                     key: from_columns({name: row[f"stats/{key}/{name}"] for name in STATISTICS}) for key in keys
                 }
                 videos = {camera: parts[k] for camera, parts in clips.items()}
-                self._take(frames.cast(schema) if last else frames, statistics, videos, buffer=last)
+                self._take(frames.cast(self._schema) if last else frames, statistics, videos, buffer=last)
             if last:
                 self._rows = mine
 
@@ -266,18 +274,18 @@ class DatasetWriter:
         path.write_bytes(join_videos(videos, self.features.fps))
 
     def _write_data(self, path: Path) -> None:
-        schema = data_schema(self.features, self.codec)
         # PNG does not compress again, and min/max of image bytes would only bloat the footer.
-        images = [field.name for field in schema if pa.types.is_struct(field.type)]
+        images = [field.name for field in self._schema if pa.types.is_struct(field.type)]
         plain = [f"{name}.{part}" for name in images for part in ("bytes", "path")]
         vectors = {key: len(names) for key, names in vector_names(self.features).items()}
+        vectors |= {key: column.size for key, column in self._further.items()}
         leaves = [*(f"{key}.list.element" if size > 1 else key for key, size in vectors.items()), *SCALARS]
         how: dict[str, Any] = {
             "compression": {**dict.fromkeys(leaves, "SNAPPY"), **dict.fromkeys(plain, "NONE")},
             "use_dictionary": False,
             "write_statistics": list(SCALARS),
         }
-        with pq.ParquetWriter(path, schema, **how) as writer:
+        with pq.ParquetWriter(path, self._schema, **how) as writer:
             for table in self._tables:  # one row group per episode, as LeRobot writes: an episode is read alone
                 writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
 
@@ -291,5 +299,5 @@ class DatasetWriter:
 
     def _write_info(self) -> None:
         totals = self.episodes, self.frames, len(self._sentences)
-        info = info_json(self.features, *totals, self.provenance, self.codec)
+        info = info_json(self.features, *totals, self.provenance, self.codec, self._further)
         write_json(self.directory / INFO, info)
