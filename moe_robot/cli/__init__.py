@@ -26,6 +26,7 @@ VERBS = {
     "doctor": "say what works on this machine and how to mend what does not",
     "demo": "collect, train and evaluate the five-task demo; write report and videos",
     "collect": "record demonstrations of scripted experts",
+    "convert": "turn a robomimic file into a data set, or demonstrations into a robomimic file",
     "train": "train a policy on demonstrations",
     "eval": "roll a policy out and report success with intervals",
     "compare": "train or load several policies on the same data and seeds, and put them side by side",
