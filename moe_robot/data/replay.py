@@ -36,9 +36,10 @@ def recorded_steps(
         raise ValueError(f"every {every}: expected at least 1")
     episodes, fps, done = dataset.episodes, dataset.features.fps, 0
     for number, length in zip(episodes.index.tolist(), (episodes.stop - episodes.start).tolist(), strict=True):
+        seen: Observation | None = None
         for frame in range(length):
             batch = dataset.batch(np.array([done]))
-            if frame % every == 0:
+            if seen is None or frame % every == 0:
                 images = {k.removeprefix(IMAGE_PREFIX): v[0] for k, v in batch.items() if k.startswith(IMAGE_PREFIX)}
                 seen = Observation(images, batch[STATE][0], instruction or batch[TASK][0])
             yield RecordedStep(seen, batch[ACTION][0, 0], frame / fps, ahead=frame % every, episode=number)
