@@ -1,6 +1,7 @@
 """Writes a LeRobot v3 data set that is complete and readable after every commit, whatever kills the writer.
 
-Order of a commit: videos, data file, episodes file, tasks, statistics, and ``meta/info.json`` last. Readers trust
+Order of a commit: videos, data file, episodes file, tasks, statistics, and ``meta/info.json`` last
+(:func:`moe_robot.data.durable.write_together`). Readers trust
 ``total_episodes`` of ``info.json``, so a kill between any two files leaves the earlier state. The newest data file
 grows until it and its videos (one per camera, with its number) hold :data:`FILE_BYTES`, and is rewritten (atomically)
 by each commit until then; where one file ends depends on the episodes alone, so the same episodes give the same files,
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_robot.data.columns import STATISTICS, encoded_bytes, episodes_schema, vector_rows
-from moe_robot.data.durable import write_atomically, write_json
+from moe_robot.data.durable import json_writer, write_together
 from moe_robot.data.layout import (
     DATA_PATH,
     EPISODES_PATH,
@@ -147,20 +148,24 @@ class DatasetWriter:
         if not self._changed:
             return
         numbers = chunk_and_file(self._file)
-        for camera, videos in self._videos.items():
-            path = self.directory / VIDEO_PATH.format(video_key=IMAGE_PREFIX + camera, **numbers)
-            write_atomically(path, partial(self._write_video, videos))
-        write_atomically(self.directory / DATA_PATH.format(**numbers), self._write_data)
-        write_atomically(self.directory / EPISODES_PATH.format(**numbers), self._write_episodes)
-        self._write_tasks()
         combined = {key: combine(parts) for key, parts in self._statistics.items()}
         for key, blocks in self._vectors.items():  # vectors are small: their quantiles are exact, not averaged
             combined[key] = replace(combined[key], quantiles=vector_statistics(np.concatenate(blocks)).quantiles)
-        write_json(
-            self.directory / STATS,
-            {key: to_columns(value, image=key.startswith(IMAGE_PREFIX)) for key, value in combined.items()},
+        stats = {key: to_columns(value, image=key.startswith(IMAGE_PREFIX)) for key, value in combined.items()}
+        keys = {IMAGE_PREFIX + camera: videos for camera, videos in self._videos.items()}
+        write_together(
+            [
+                *(
+                    (self.directory / VIDEO_PATH.format(video_key=key, **numbers), partial(self._write_video, videos))
+                    for key, videos in keys.items()
+                ),
+                (self.directory / DATA_PATH.format(**numbers), self._write_data),
+                (self.directory / EPISODES_PATH.format(**numbers), self._write_episodes),
+                (self.directory / TASKS, self._write_tasks),
+                (self.directory / STATS, json_writer(stats)),
+                (self.directory / INFO, json_writer(self._info())),
+            ]
         )
-        self._write_info()
         self._changed = False
 
     def _begin(self) -> None:
@@ -169,8 +174,9 @@ class DatasetWriter:
             raise UserError(
                 f"{self.directory} is not empty and no data set (it holds {strangers[0]!r}): choose another directory"
             )
-        self._write_tasks()
-        self._write_info()
+        write_together(
+            [(self.directory / TASKS, self._write_tasks), (self.directory / INFO, json_writer(self._info()))]
+        )
 
     def _go_on(self) -> None:
         info = read_info(self.directory)
@@ -293,11 +299,9 @@ class DatasetWriter:
         table = pa.Table.from_pylist(self._rows, schema=episodes_schema(self._rows[0]))
         pq.write_table(table, path, use_dictionary=False)
 
-    def _write_tasks(self) -> None:
-        table = tasks_table(list(self._sentences))
-        write_atomically(self.directory / TASKS, lambda path: pq.write_table(table, path, use_dictionary=False))
+    def _write_tasks(self, path: Path) -> None:
+        pq.write_table(tasks_table(list(self._sentences)), path, use_dictionary=False)
 
-    def _write_info(self) -> None:
+    def _info(self) -> dict[str, Any]:
         totals = self.episodes, self.frames, len(self._sentences)
-        info = info_json(self.features, *totals, self.provenance, self.codec, self._further)
-        write_json(self.directory / INFO, info)
+        return info_json(self.features, *totals, self.provenance, self.codec, self._further)
