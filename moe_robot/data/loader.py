@@ -212,7 +212,12 @@ def _read_vectors(files: Sequence[DataFile], info: Info, chosen: Episodes) -> tu
     task_index = []
     expected = 0
     for file in files:
-        table = read_table(file.path, [*columns.values(), "task_index"])
+        try:
+            table = read_table(file.path, [*columns.values(), "task_index"])
+        except UserError as error:
+            mine = chosen.index[(chosen.start >= file.start) & (chosen.start < file.stop)]
+            which = f"; episodes {mine[0]} to {mine[-1]} are in it" if len(mine) else ""
+            raise UserError(f"{error}{which}; inspect --repair keeps the rest") from error
         if file.start != expected or table.num_rows < file.stop - file.start:
             raise UserError(
                 f"{file.path} holds {table.num_rows} frames from {expected} on: meta/episodes says {file.start} to"

@@ -120,6 +120,7 @@ def test_an_action_outside_of_the_stated_range_is_named(own_copy):
     (problem,) = problems(own_copy, "range")
     assert "action entry 'dx' is outside the range" in problem.message
     assert problem.message.endswith("in 1 frames")
+    assert problem.episodes == (0,)
 
 
 def test_cameras_of_another_rate_are_named(tmp_path):
