@@ -26,6 +26,7 @@ VERBS = {
     "doctor": "say what works on this machine and how to mend what does not",
     "demo": "collect, train and evaluate the five-task demo; write report and videos",
     "collect": "record demonstrations of scripted experts",
+    "convert": "turn a robomimic file into a data set, or demonstrations into a robomimic file",
     "train": "train a policy on demonstrations",
     "eval": "roll a policy out and report success with intervals",
     "compare": "train or load several policies on the same data and seeds, and put them side by side",
@@ -34,7 +35,7 @@ VERBS = {
     "export": "write a policy as one graph, for onnxruntime or torch.export, to run without its network",
     "bench": "measure speed and memory of rendering, environment and policy",
     "deploy": "run a policy on a robot behind a rosbridge server, through the safety gate",
-    "replay": "run a policy over a recording and compare its actions with what was recorded",
+    "replay": "run a policy over demonstrations or a recording and compare its actions with what was done",
     "sim-node": "put PitStop behind the rosbridge protocol, as if it were a robot",
 }
 

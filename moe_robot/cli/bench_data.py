@@ -80,7 +80,9 @@ def measure(size: int, rounds: int, lerobot: Path | None, batches: int = 100) ->
         for name, of in seen.items():
             result[f"{name}, frames/s"] = statistics.median(each.frames / each.wall for each in of)
             result[f"{name}, CPU ms/frame"] = statistics.median(1e3 * each.cpu / each.frames for each in of)
-        result[f"open {MANY_EPISODES} episodes, s"] = _open_many(folder / "many")
+        opened = _open_many(folder / "many")
+        result[f"open {MANY_EPISODES} episodes, s"] = opened.wall
+        result[f"open {MANY_EPISODES} episodes, CPU s"] = opened.cpu
         result["lerobot"] = peer.version if peer else "left out: name a Python that has it with --peer"
         result["load_average"] = os.getloadavg()[0]
         return result
@@ -130,25 +132,26 @@ def _read(folder: Path, frames: Any, batches: int) -> Round:
         """One item is one batch."""
 
         def __len__(self) -> int:
-            return batches + 1
+            return batches + 100  # workers are at work to the end
 
         def __getitem__(self, step: int) -> dict[str, Any]:
             return dataset.batch(dataset.draw(0, step, BATCH))
 
     loader: Any = DataLoader(Batches(), batch_size=None, num_workers=WORKERS)  # type: ignore[arg-type]
-    spent, begun, seen = cpu(), 0.0, 0
-    for number, batch in enumerate(loader):
-        if number == 0:
-            begun = time.perf_counter()
+    begun, spent, seen, at = 0.0, 0.0, 0, iter(loader)
+    for number in range(batches + 1):
+        batch = next(at)
+        if number == 0:  # workers have started
+            begun, spent = time.perf_counter(), cpu()
         else:
             seen += len(batch["task"])
-    wall = time.perf_counter() - begun
-    del loader
-    return Round(seen, wall, cpu() - spent)
+    measured = Round(seen, time.perf_counter() - begun, cpu() - spent)
+    del at, loader
+    return measured
 
 
-def _open_many(folder: Path) -> float:
-    """Wall seconds until a data set of many short episodes is open, its files in the page cache."""
+def _open_many(folder: Path) -> Round:
+    """Until a data set of many short episodes is open, its files in the page cache."""
     from moe_robot.data.loader import open_dataset
     from moe_robot.data.record import EpisodeBuilder
     from moe_robot.data.store import DatasetWriter
@@ -164,9 +167,9 @@ def _open_many(folder: Path) -> float:
         writer.append(record)
     writer.commit()
     open_dataset(folder, CHUNK)
-    begun = time.perf_counter()
-    open_dataset(folder, CHUNK)
-    return time.perf_counter() - begun
+    begun, spent = time.perf_counter(), cpu()
+    opened = open_dataset(folder, CHUNK)
+    return Round(len(opened), time.perf_counter() - begun, cpu() - spent)
 
 
 class _Peer:

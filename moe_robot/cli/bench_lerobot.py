@@ -5,15 +5,26 @@ One JSON request per line on standard input, one JSON answer per line on standar
 
 import importlib
 import json
+import os
 import resource
 import shutil
 import sys
 import time
+from pathlib import Path
 
 
 def cpu():
-    """Processor seconds of this process and its finished children."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Processor seconds of this process, its finished children and, as far as they are, those that still run."""
+    finished = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    running = 0
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            try:
+                fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            running += int(fields[11]) + int(fields[12])
+    return finished + running / os.sysconf("SC_CLK_TCK")
 
 
 def write(request, pictures, dataset_class):
@@ -40,17 +51,17 @@ def read(request, dataset_class, loader_class):
     ahead = {"action": [step / 20 for step in range(request["chunk"])]}
     data = dataset_class("local/bench", root=request["from"], delta_timestamps=ahead, video_backend="pyav")
     loader = loader_class(data, batch_size=request["batch"], shuffle=True, num_workers=request["workers"])
-    spent, frames, begun = cpu(), 0, 0.0
+    frames, begun, spent = 0, 0.0, 0.0
     for number, _ in enumerate(loader):
-        if number == 0:
-            begun = time.perf_counter()
+        if number == 0:  # workers have started
+            begun, spent = time.perf_counter(), cpu()
             continue
         frames += request["batch"]
         if number == request["batches"]:
             break
-    wall = time.perf_counter() - begun
+    answer = {"frames": frames, "wall": time.perf_counter() - begun, "cpu": cpu() - spent}
     del loader
-    return {"frames": frames, "wall": wall, "cpu": cpu() - spent}
+    return answer
 
 
 def main():

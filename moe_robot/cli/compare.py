@@ -31,7 +31,8 @@ class Options:
     out: Path
     """Folder: results/ holds a small JSON per finished run (commit these), runs/ the checkpoints."""
     data: Path | None = None
-    """Folder of demonstrations, the same for every entry. May be left out when every entry is loaded."""
+    """Demonstrations, the same for every entry: a data set, or a YAML file that mixes several, whose first
+    part says in which environment to evaluate. May be left out when every entry is loaded."""
     entries: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[LABEL=]PRESET[:KEY=VALUE,...] ...")] = ()
     """What to train: presets with settings, for example moe dense-active small=moe:hidden=64,learning_rate=5e-4. Keys
     are those of `train --config`, or learning_rate, gate_rate, batch_size, warmup, weight_decay, clip, ema."""
@@ -46,7 +47,14 @@ class Options:
     minutes: float | None = None
     """Or train for this many minutes of wall time."""
     tasks: str | None = None
-    """Tasks and groups, with commas between, to train and evaluate on; all of the demonstrations by default."""
+    """Tasks and groups, with commas between, to train and evaluate on; all of the demonstrations by default. A mixture
+    says itself what to train on."""
+    train_episodes: str | None = None
+    """Train on these episodes only, for example 0-99,120."""
+    cameras: str | None = None
+    """Train on these cameras only (comma-separated); all by default."""
+    rename: tuple[str, ...] = ()
+    """Names of the demonstrations and what to call them, as THEIRS=OURS."""
     episodes: int = 30
     """Episodes per task for every run, on the same seeds."""
     eval_seed: int = 100_000
@@ -88,6 +96,7 @@ def run(options: Options) -> int:
     """Do the runs that are missing, measure speed, print the tables."""
     from moe_robot.cli.compare_entries import parse_checkpoints, parse_entries
     from moe_robot.cli.compare_plan import planned, share
+    from moe_robot.cli.compare_trial import make_trial
 
     entries = [*parse_entries(options.entries, options.sweep), *parse_checkpoints(options.load)]
     if options.only_table:
@@ -120,57 +129,6 @@ def _check(options: Options, entries: Sequence[Entry]) -> None:
             raise UserError("give the length of every training as either --steps N or --minutes M")
         if not options.seeds or len(set(options.seeds)) != len(options.seeds):
             raise UserError(f"--seeds {' '.join(map(str, options.seeds))}: expected one or more, each once")
-
-
-def make_trial(options: Options) -> Trial:
-    """What all runs share, read from the demonstrations, or from the first checkpoint when there are none."""
-    from moe_robot.cli.compare_plan import Trial, read_json
-    from moe_robot.cli.eval import listed
-    from moe_robot.data.layout import read_info
-    from moe_robot.data.loader import open_dataset
-    from moe_robot.evaluation.checks import check_instructions
-    from moe_robot.evaluation.episode import SHUFFLED
-    from moe_robot.registry import checkpoint_directory, environment_id, make_environment, select_tasks
-
-    if options.data is not None:
-        origin, where = read_info(options.data).provenance, options.data
-        options_made_with, data_sha256 = origin.get("options"), open_dataset(options.data, 1, split="all").content_hash
-    else:
-        where = checkpoint_directory(options.load[0].partition("=")[2]) / "train.json"
-        origin = read_json(where) if where.is_file() else {}
-        options_made_with, data_sha256 = origin.get("environment_options"), None
-    if not origin.get("environment"):
-        raise UserError(
-            f"{where} does not tell its environment: expected one that `moe-robot collect` or `train` wrote"
-        )
-    made_with = options_made_with or {}
-    env = make_environment(origin["environment"], **made_with)
-    try:
-        tasks = select_tasks(env, options.tasks or ",".join(origin.get("tasks") or ("all",)))
-        if options.shuffled:
-            check_instructions(env, origin["environment"], SHUFFLED, tasks)
-    finally:
-        env.close()
-    most = options.episodes
-    return Trial(
-        out=options.out,
-        data=options.data,
-        data_sha256=data_sha256,
-        environment=environment_id(origin["environment"]),
-        environment_options=made_with,
-        tasks=tasks,
-        steps=options.steps,
-        minutes=options.minutes,
-        episodes=options.episodes,
-        eval_seed=options.eval_seed,
-        sensors_off=tuple(listed(options.sensors_off)),
-        knockouts=tuple(listed(options.knockout)),
-        shuffled=options.shuffled,
-        ablation_episodes=most if options.ablation_episodes is None else min(options.ablation_episodes, most),
-        threads=options.threads,
-        workers=options.workers,
-        device=options.device,
-    )
 
 
 def _rehearse(runs: Sequence[Planned], trial: Trial) -> None:

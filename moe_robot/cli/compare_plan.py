@@ -27,8 +27,10 @@ class Trial:
     """What all runs of a comparison share.
 
     Attributes:
-        data: folder of demonstrations; None when every entry is a checkpoint.
+        data: the demonstrations; None when every entry is a checkpoint.
         data_sha256: their hash.
+        is_mixture: whether they are a YAML file, which says itself what to train on.
+        selection: what of them to train on, besides tasks: `episodes`, `cameras`, `rename`, as `train` takes them.
         environment: where policies are evaluated, made with ``environment_options``.
         tasks: to train and to evaluate on.
         steps: length of training, or None for ``minutes``.
@@ -41,6 +43,8 @@ class Trial:
     out: Path
     data: Path | None
     data_sha256: str | None
+    is_mixture: bool
+    selection: Mapping[str, Any]
     environment: str
     environment_options: Mapping[str, Any]
     tasks: tuple[str, ...]
@@ -94,7 +98,8 @@ class Planned:
             minutes=trial.minutes,
             seed=self.seed,
             resume=(self.folder / "state.pt").exists(),
-            tasks=",".join(trial.tasks),
+            tasks=None if trial.is_mixture else ",".join(trial.tasks),
+            **trial.selection,
             threads=trial.threads,
             device=trial.device,
             config=self.entry.config,
@@ -122,6 +127,8 @@ class Planned:
             "training": {name: getattr(config, name) for name in ("steps", "minutes", "precision", *TRAINING)},
             "data_sha256": trial.data_sha256,
         }
+        if any(trial.selection.values()):
+            identity["selection"] = dict(trial.selection)
         return json.loads(json.dumps(identity))  # as it will be read back
 
     def claim(self, stored: Mapping[str, Any], path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,21 +96,36 @@ def fresh(entry: Entry, trial: Trial) -> Any:
     """
     if entry.checkpoint is not None:
         return load_policy(entry.checkpoint)
-    assert trial.data is not None
     given = parse_options(entry.config)
     policy_class = preset_class(entry.preset)
-    dataset = _demonstrations(trial.data, trial.tasks)
+    dataset = _demonstrations(trial)
     try:
         return policy_class.from_preset(entry.preset, dataset.features, dataset.statistics, dataset.tasks, **given)
     except (TypeError, ValueError) as error:  # torch's word for a setting of the wrong kind
         raise UserError(f"entry {entry.label} makes no policy of its settings {given}: {error}") from error
 
 
-@cache
-def _demonstrations(data: Path, tasks: tuple[str, ...]) -> Any:
-    from moe_robot.data.loader import open_dataset
+_OPENED: dict[str, Any] = {}
 
-    return open_dataset(data, 1, tasks=tasks)  # features and statistics are the same for every horizon
+
+def _demonstrations(trial: Trial) -> Any:
+    """What every entry is trained on; features and statistics are the same for every horizon."""
+    from moe_robot.data.mixture import open_data
+    from moe_robot.data.selection import parse_rename
+
+    assert trial.data is not None
+    key = repr((trial.data, trial.data_sha256, trial.tasks, trial.selection))
+    if key not in _OPENED:
+        cameras = trial.selection["cameras"]
+        _OPENED[key] = open_data(
+            trial.data,
+            1,
+            tasks=None if trial.is_mixture else trial.tasks,
+            episodes=trial.selection["episodes"],
+            cameras=cameras.split(",") if cameras else None,
+            rename=parse_rename(trial.selection["rename"]),
+        )
+    return _OPENED[key]
 
 
 def _ms(seconds: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from moe_robot.cli.inspect_options import Options
+from moe_robot.cli.selection import CHOICES
 from moe_robot.registry import checkpoint_directory
 from moe_robot.types import UserError
 
@@ -23,9 +24,9 @@ def run(options: Options) -> int:
         from moe_robot.cli.inspect_routing import inspect_routing
 
         return inspect_routing(options, folder)
-    for name, given in (("--data", options.data), ("--tasks", options.tasks), ("--out", options.out)):
-        if given is not None:
-            raise UserError(f"{name} belongs to --routing: add it, or leave {name} out")
+    for name in ("data", *CHOICES, "out"):
+        if getattr(options, name):
+            raise UserError(f"--{name} belongs to --routing: add it, or leave --{name} out")
     from moe_robot.cli.inspect_checkpoint import describe, print_description
 
     description = describe(folder)

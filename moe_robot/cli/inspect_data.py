@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_robot.cli.selection import CHOICES
 from moe_robot.types import UserError
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 def inspect_data(options: Options) -> int:
     """Examine or repair; returns 1 when some episode cannot be used."""
-    for name, given in (("--data", options.data), ("--tasks", options.tasks)):
-        if given is not None:
-            raise UserError(f"{name} belongs to --routing: leave it out")
+    for name in ("data", *CHOICES):
+        if getattr(options, name):
+            raise UserError(f"--{name} belongs to --routing: leave it out")
     if options.repair:
         return _repair(options)
     from moe_robot.data.durable import disk_errors, write_atomically

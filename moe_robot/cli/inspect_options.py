@@ -19,11 +19,18 @@ class Options:
     """Run the policy over frames of demonstrations and report which expert does what: a table, routing.json,
     routing.png (heat maps) and regions.png (pictures)."""
     data: Path | None = None
-    """Demonstrations for --routing. Left out: the `demonstrations` beside the run, where `moe-robot demo` puts them."""
+    """Demonstrations for --routing: a data set, or a YAML file that mixes several. Left out: the `demonstrations`
+    beside the run, where `moe-robot demo` puts them."""
     frames: Annotated[int, tyro.conf.arg(metavar="N")] = 400
     """About how many frames, evenly over tasks and over the quarters of an episode."""
     tasks: str | None = None
     """Tasks of the demonstrations, with commas between. Left out: all."""
+    episodes: str | None = None
+    """Episodes of the demonstrations, for example 0-99,120. Left out: all."""
+    cameras: str | None = None
+    """Cameras of the demonstrations, with commas between. Left out: all."""
+    rename: tuple[str, ...] = ()
+    """Names of the demonstrations and what to call them, as THEIRS=OURS, as the policy was trained with."""
     split: Literal["auto", "validation", "train", "all"] = "auto"
     """Which episodes. auto: those that training held out, where each task has at least 8 of them, otherwise all."""
     start: bool = True

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moe_robot import __version__
-from moe_robot.cli.eval import listed
 from moe_robot.cli.inspect_checkpoint import training_record
+from moe_robot.cli.selection import open_selected
 from moe_robot.registry import load_policy, presets
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Observation, TellsTokenRoutes, UserError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from moe_robot.cli.inspect_options import Options
     from moe_robot.data.loader import Dataset
+    from moe_robot.data.mixture import Mixture
     from moe_robot.evaluation.routing import Frame
 
 SEED = 0
@@ -55,7 +57,10 @@ def inspect_routing(options: Options, folder: Path) -> int:
     look(policy, dataset, chosen[:1], console)  # a policy without a gate is told apart before anything is written
     make_folder(out)
     frames = look(policy, dataset, chosen, console)
-    fresh = untrained(folder, data, training, device) if options.start else None
+    fresh = None
+    if options.start:  # it began with all tasks, whichever are looked at
+        whole = open_selected(data, replace(options, tasks=None, episodes=None), "train")
+        fresh = untrained(folder, whole, training, device)
     report = routing_json(
         frames,
         (training.get("routing") or {}).get("step0"),
@@ -104,28 +109,20 @@ def find_demonstrations(checkpoint: Path, folder: Path) -> Path:
     raise UserError(f"no demonstrations beside {checkpoint} (looked for {places[-1]}): name the data set with --data")
 
 
-def open_episodes(data: Path, options: Options) -> tuple[Dataset, str]:
+def open_episodes(data: Path, options: Options) -> tuple[Dataset | Mixture, str]:
     """The episodes to look at, and which these are: validation, train or all."""
-    from moe_robot.data.loader import open_dataset
-
-    tasks = listed(options.tasks) if options.tasks is not None else None
-    if tasks == []:
-        raise UserError("--tasks names no task: name some of the demonstrations', or leave it out")
+    if options.split != "auto":
+        return open_selected(data, options, options.split), options.split
+    everything = open_selected(data, options, "all")
     try:
-        if options.split != "auto":
-            return open_dataset(data, 1, tasks, options.split), options.split
-        everything = open_dataset(data, 1, tasks, "all")
-        try:
-            held_out = open_dataset(data, 1, tasks, "validation")
-        except UserError:
-            return everything, "all"  # too few episodes for any to be held out
-    except OSError as error:
-        raise UserError(f"cannot read the demonstrations in {data}: {error.strerror or error}") from error
+        held_out = open_selected(data, options, "validation")
+    except UserError:
+        return everything, "all"  # too few episodes for any to be held out
     of_task = [held_out.episodes.task.count(task) for task in set(everything.episodes.task)]
     return (held_out, "validation") if min(of_task) >= ENOUGH else (everything, "all")
 
 
-def choose_frames(dataset: Dataset, n: int) -> list[tuple[int, int, int]]:
+def choose_frames(dataset: Dataset | Mixture, n: int) -> list[tuple[int, int, int]]:
     """About ``n`` different frames, evenly over tasks and quarters of an episode: (episode, quarter, index).
 
     The episode is its place in ``dataset.episodes``, the index one for ``dataset.batch``. Of each chosen episode every
@@ -150,7 +147,9 @@ def choose_frames(dataset: Dataset, n: int) -> list[tuple[int, int, int]]:
     return chosen
 
 
-def look(policy: Any, dataset: Dataset, chosen: Sequence[tuple[int, int, int]], console: Console) -> list[Frame]:
+def look(
+    policy: Any, dataset: Dataset | Mixture, chosen: Sequence[tuple[int, int, int]], console: Console
+) -> list[Frame]:
     """One inference on every chosen frame, each alone as on a robot."""
     from rich.progress import track
 
@@ -178,21 +177,18 @@ def look(policy: Any, dataset: Dataset, chosen: Sequence[tuple[int, int, int]], 
     return frames
 
 
-def untrained(folder: Path, data: Path, training: Mapping[str, Any], device: str) -> Any | None:
+def untrained(folder: Path, dataset: Dataset | Mixture, training: Mapping[str, Any], device: str) -> Any | None:
     """A policy of the same shape before its first training step, from the same seed; None where it cannot be rebuilt.
 
     On the data of its training these are the weights with which it began: training makes the policy first of all.
     """
     import torch
 
-    from moe_robot.data.loader import open_dataset
-
     config = json.loads((folder / "config.json").read_text()).get("config")
     classes = presets()
     if not isinstance(config, dict) or config.get("preset") not in classes:
         return None
     shape = {key: value for key, value in config.items() if key not in {"preset", "task_names", "places"}}
-    dataset = open_dataset(data, 1, split="train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.get("seed", SEED))
         fresh = classes[config["preset"]].from_preset(

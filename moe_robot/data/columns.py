@@ -39,11 +39,16 @@ def episodes_schema(row: Mapping[str, Any]) -> pa.Schema:
 
 def vector_rows(column: pa.ChunkedArray) -> np.ndarray:
     """A float32 array (N, D) of a column of vectors of one size; plain numbers are vectors of one entry."""
+    return rows_as_stored(column).astype(np.float32, copy=False)
+
+
+def rows_as_stored(column: pa.ChunkedArray) -> np.ndarray:
+    """As :func:`vector_rows`, of the type that the column has."""
     if len(column) == 0:
         raise ValueError("no rows")
     nested = pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)
     flat = (pc.call_function("list_flatten", [column]) if nested else column).to_numpy()
-    return np.asarray(flat, dtype=np.float32).reshape(len(column), -1)
+    return np.asarray(flat).reshape(len(column), -1)
 
 
 def encoded_bytes(column: pa.ChunkedArray) -> int:

@@ -104,6 +104,7 @@ def examine(directory: str | Path, decode_videos: bool = False) -> Examination:
     files = data_files(directory, info, table)
     problems: list[Problem] = []
     vectors: dict[str, list[np.ndarray]] = {key: [] for key in vector_names(info.features)}
+    owners: list[np.ndarray] = []  # episode of every row of the vectors
     seen: dict[bytes, int] = {}
     for file in files:
         mine = [i for i in range(len(episodes)) if file.start <= episodes.start[i] < file.stop]
@@ -114,10 +115,11 @@ def examine(directory: str | Path, decode_videos: bool = False) -> Examination:
                 problems.append(Problem("duplicate", what, (first, episode)))
             for key, blocks in vectors.items():
                 blocks.append(values[key])
+            owners.append(np.full(len(next(iter(values.values()))), episode))
     problems += list(_video_problems(directory, info, table, decode_videos))
     whole = {key: np.concatenate(blocks) for key, blocks in vectors.items() if blocks}
     entries = _entries(info, whole)
-    problems += list(_entry_problems(entries)) + list(_range_problems(directory, whole, info))
+    problems += list(_entry_problems(entries)) + list(_range_problems(directory, whole, owners, info))
     problems += [
         Problem("left over", f"{path.relative_to(directory)} was being written when its writer was killed: delete it")
         for path in sorted(directory.rglob("*.tmp"))
@@ -244,7 +246,9 @@ def _entry_problems(entries: Sequence[dict[str, Any]]) -> Iterator[Problem]:
             yield Problem("saturated", f"{where} is at the {end} end of its range in {share:.0%} of the frames")
 
 
-def _range_problems(directory: Path, whole: dict[str, np.ndarray], info: Info) -> Iterator[Problem]:
+def _range_problems(
+    directory: Path, whole: dict[str, np.ndarray], owners: Sequence[np.ndarray], info: Info
+) -> Iterator[Problem]:
     """Values outside of what the data set states as their extremes."""
     try:
         stated = load_statistics(directory)
@@ -260,7 +264,8 @@ def _range_problems(directory: Path, whole: dict[str, np.ndarray], info: Info) -
         for i in np.flatnonzero(outside.any(axis=0)):
             name, n = vector_names(info.features)[key][i], int(outside[:, i].sum())
             what = f"{key} entry {name!r} is outside the range {low[i]:.6g} to {high[i]:.6g} of {STATS} in {n} frames"
-            yield Problem("range", what)
+            touched = np.unique(np.concatenate(owners)[outside[:, i]])
+            yield Problem("range", what, tuple(touched.tolist()))
 
 
 def _summary(directory: Path, info: Info, episodes: Episodes) -> dict[str, Any]:

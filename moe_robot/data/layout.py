@@ -1,9 +1,10 @@
-"""LeRobot's data set layout v3.0 on disk: names of files, columns and types, and how its meta files are read.
+"""LeRobot's data set layout v3.0 on disk: names of files and columns, and how its meta files are read.
 
 One data set is ``meta/info.json`` (features, totals), ``meta/tasks.parquet`` (sentences), ``meta/stats.json``,
 ``meta/episodes/chunk-*/file-*.parquet`` (one row per episode), ``data/chunk-*/file-*.parquet`` (one row per frame) and,
 for cameras stored as video, ``videos/<key>/chunk-*/file-*.mp4``.
-``meta/info.json`` is written last: its ``total_episodes`` is the number of episodes that are complete.
+``meta/info.json`` is written last: its ``total_episodes`` is the number of episodes that are complete. What is written
+into the files says :mod:`moe_robot.data.schema`.
 """
 
 from __future__ import annotations
@@ -48,8 +49,6 @@ many rollouts it took, and the noise scale of this one. Empty where a recording 
 PNG = "png"
 """Cameras stored as one losslessly encoded image per frame; otherwise as a video of this codec."""
 _PICTURES = ("image", "video")
-_IMAGE_AXES = ("height", "width", "channels")
-IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -85,90 +84,10 @@ def chunk_and_file(number: int) -> dict[str, int]:
     return {"chunk_index": number // FILES_PER_CHUNK, "file_index": number % FILES_PER_CHUNK}
 
 
-def vector_type(size: int) -> pa.DataType:
-    """A float32 vector column, fixed size; the child's name is the one that Parquet gives back when it is read.
-
-    A vector of one entry is a plain number in LeRobot's files.
-    """
-    return pa.list_(pa.field("element", pa.float32()), size) if size != 1 else pa.float32()
-
-
 def vector_names(features: Features) -> dict[str, tuple[str, ...]]:
     """The vectors that a frame carries -> the names of their entries."""
     vectors = {STATE: features.state_names, ACTION: features.action_names}
     return vectors | ({ENVIRONMENT_STATE: features.environment_names} if features.environment_names else {})
-
-
-def frame_columns(features: Features, codec: str = PNG) -> dict[str, pa.DataType]:
-    """What one frame carries of its own in the data files: images, unless they are in videos, and vectors."""
-    return {
-        **({IMAGE_PREFIX + camera: IMAGE_TYPE for camera in features.cameras} if codec == PNG else {}),
-        **{key: vector_type(len(names)) for key, names in vector_names(features).items()},
-    }
-
-
-def data_schema(features: Features, codec: str = PNG) -> pa.Schema:
-    """Columns of a data file, with the note by which Hugging Face ``datasets`` decodes images and vectors."""
-    columns = {**frame_columns(features, codec), **SCALARS}
-    notes: dict[str, Any] = {}
-    for name, kind in columns.items():
-        if kind == IMAGE_TYPE:
-            notes[name] = {"_type": "Image"}
-        elif pa.types.is_fixed_size_list(kind):
-            notes[name] = {
-                "feature": {"dtype": "float32", "_type": "Value"},
-                "length": kind.list_size,  # type: ignore[attr-defined]
-                "_type": "List",
-            }
-        else:
-            notes[name] = {"dtype": "float32" if pa.types.is_floating(kind) else "int64", "_type": "Value"}
-    note = json.dumps({"info": {"features": notes}})
-    return pa.schema([pa.field(name, kind) for name, kind in columns.items()], metadata={"huggingface": note})
-
-
-def info_json(
-    features: Features, episodes: int, frames: int, tasks: int, provenance: Mapping[str, Any], codec: str = PNG
-) -> dict:
-    """The content of ``meta/info.json`` of a data set whose cameras are stored as PNG or as video of ``codec``."""
-    described: dict[str, Any] = {}
-    for camera, (h, w) in features.cameras.items():
-        described[IMAGE_PREFIX + camera] = {"dtype": "image", "shape": [h, w, 3], "names": list(_IMAGE_AXES)}
-        if codec != PNG:
-            described[IMAGE_PREFIX + camera] |= {"dtype": "video", "info": _video_info(h, w, codec, features.fps)}
-    for key, names in vector_names(features).items():
-        described[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
-    for key, kind in SCALARS.items():
-        dtype = "float32" if pa.types.is_floating(kind) else "int64"
-        described[key] = {"dtype": dtype, "shape": [1], "names": None}
-    return {
-        "codebase_version": CODEBASE_VERSION,
-        "robot_type": None,
-        "total_episodes": episodes,
-        "total_frames": frames,
-        "total_tasks": tasks,
-        "chunks_size": FILES_PER_CHUNK,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
-        "fps": features.fps,
-        "splits": {"train": f"0:{episodes}"},
-        "data_path": DATA_PATH,
-        "video_path": None if codec == PNG else VIDEO_PATH,
-        "features": described,
-        PROVENANCE: dict(provenance),
-    }
-
-
-def _video_info(height: int, width: int, codec: str, fps: int) -> dict[str, Any]:
-    return {
-        "video.height": height,
-        "video.width": width,
-        "video.codec": codec,
-        "video.pix_fmt": "yuv420p",
-        "video.is_depth_map": False,
-        "video.fps": fps,
-        "video.channels": 3,
-        "has_audio": False,
-    }
 
 
 def read_info(directory: str | Path, keys: Mapping[str, str] | None = None) -> Info:
@@ -239,32 +158,6 @@ def _vector_names(feature: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     if not isinstance(names, Sequence) or isinstance(names, str) or len(names) != size:
         return tuple(f"{kind}_{i}" for i in range(size))
     return tuple(map(str, names))
-
-
-def tasks_table(sentences: Sequence[str]) -> pa.Table:
-    """``meta/tasks.parquet``: the pandas frame that LeRobot reads, with the sentence as its index."""
-    index = "__index_level_0__"
-    pandas = {
-        "index_columns": [index],
-        "column_indexes": [
-            {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
-        ],
-        "columns": [
-            {
-                "name": "task_index",
-                "field_name": "task_index",
-                "pandas_type": "int64",
-                "numpy_type": "int64",
-                "metadata": None,
-            },
-            {"name": None, "field_name": index, "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
-        ],
-        "attributes": {},
-        "creator": {"library": "pyarrow", "version": pa.__version__},
-        "pandas_version": "2.2.0",
-    }
-    schema = pa.schema([("task_index", pa.int64()), (index, pa.string())], metadata={"pandas": json.dumps(pandas)})
-    return pa.table({"task_index": list(range(len(sentences))), index: list(sentences)}, schema=schema)
 
 
 def read_tasks(directory: str | Path) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from moe_robot.data.cache import CACHE, cache_bytes, content_hash, open_frames
-from moe_robot.data.columns import STATISTICS, vector_rows
+from moe_robot.data.columns import STATISTICS, rows_as_stored, vector_rows
 from moe_robot.data.episodes import Episodes, episodes_of
 from moe_robot.data.frames import DataFile, Progress, data_files, sources, video_clips
 from moe_robot.data.layout import PROVENANCE, Info, read_episodes, read_table, read_tasks, vector_names
@@ -96,6 +96,13 @@ class Dataset:
     def vectors(self) -> Mapping[str, np.ndarray]:
         """State, action and the environment's state of the chosen frames, float32 (len(self), D)."""
         return {key: values[self._rows] for key, values in self._vectors.items()}
+
+    def further(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns beside the features, those of ``names`` that are there: (all frames of the data set, size)."""
+        there = [name for name in names if name in self._info.raw["features"]]
+        tables = [(file, read_table(file.path, there)) for file in self._files] if there else []
+        cut = [table.slice(0, file.stop - file.start) for file, table in tables]
+        return {name: np.concatenate([rows_as_stored(table[name]) for table in cut]) for name in there}
 
     @cached_property
     def frames(self) -> Mapping[str, np.ndarray | StreamedFrames]:
@@ -205,7 +212,12 @@ def _read_vectors(files: Sequence[DataFile], info: Info, chosen: Episodes) -> tu
     task_index = []
     expected = 0
     for file in files:
-        table = read_table(file.path, [*columns.values(), "task_index"])
+        try:
+            table = read_table(file.path, [*columns.values(), "task_index"])
+        except UserError as error:
+            mine = chosen.index[(chosen.start >= file.start) & (chosen.start < file.stop)]
+            which = f"; episodes {mine[0]} to {mine[-1]} are in it" if len(mine) else ""
+            raise UserError(f"{error}{which}; inspect --repair keeps the rest") from error
         if file.start != expected or table.num_rows < file.stop - file.start:
             raise UserError(
                 f"{file.path} holds {table.num_rows} frames from {expected} on: meta/episodes says {file.start} to"

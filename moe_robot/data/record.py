@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_robot.data.durable import write_atomically
-from moe_robot.data.layout import EXTRAS, IMAGE_TYPE, PNG, frame_columns, vector_names
+from moe_robot.data.layout import EXTRAS, PNG, vector_names
+from moe_robot.data.schema import IMAGE_TYPE, Columns, frame_columns
 from moe_robot.data.statistics import ImageStatistics, from_columns, to_columns, vector_statistics
 from moe_robot.data.video import CODECS, VideoEncoder
 from moe_robot.registry import unknown
@@ -24,6 +27,8 @@ _VIDEO_COLUMN = "video."
 """Columns of a waiting episode's file whose first row holds a camera's video."""
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 """Level 1 of 9: on 96 px frames 0.2 ms, against 3 ms at level 9 for files a quarter smaller."""
+AHEAD = 32
+"""Frames that may wait for their encoding; whoever adds more waits too."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,16 @@ class EpisodeRecord:
 class EpisodeBuilder:
     """Takes frames as they come and makes an :class:`EpisodeRecord` of them.
 
-    Frames are encoded at once: a long episode never lies in memory uncompressed, and the caller may reuse its buffers.
+    Frames are encoded as they come, in a thread beside the caller's: a long episode never lies in memory uncompressed,
+    and the caller may reuse its buffers.
     """
 
-    def __init__(self, features: Features, codec: str = PNG) -> None:
-        """Frames are kept as ``codec``: "png", or "h264" or "av1" for a video per camera (with its small losses)."""
-        self._features, self._codec = features, codec
+    def __init__(self, features: Features, codec: str = PNG, further: Columns | None = None) -> None:
+        """Frames are kept as ``codec``: "png", or "h264" or "av1" for a video per camera (with its small losses).
+
+        ``further`` are the columns that :meth:`finish` will be given beside the features.
+        """
+        self._features, self._codec, self._further = features, codec, further or {}
         if codec != PNG and codec not in CODECS:
             raise unknown("image codec", codec, (PNG, *CODECS))
         sizes = features.cameras.items() if codec != PNG else ()
@@ -95,6 +104,8 @@ class EpisodeBuilder:
         self._images: dict[str, list[bytes]] = {camera: [] for camera in features.cameras}
         self._image_statistics = {camera: ImageStatistics() for camera in features.cameras}
         self._vectors: dict[str, list[np.ndarray]] = {key: [] for key in vector_names(features)}
+        self._encoder = ThreadPoolExecutor(1, "encode")  # one: the frames of a video have an order
+        self._waiting: deque[Future[None]] = deque()
 
     def add(
         self,
@@ -132,22 +143,44 @@ class EpisodeBuilder:
             checked[key] = row
         for key, row in checked.items():
             self._vectors[key].append(row)
-        for camera in self._features.cameras:
+        frames = {camera: images[camera].copy() for camera in self._features.cameras}
+        self._waiting.append(self._encoder.submit(self._encode, frames))
+        while len(self._waiting) > AHEAD:
+            self._waiting.popleft().result()
+
+    def _encode(self, frames: Mapping[str, np.ndarray]) -> None:
+        for camera, frame in frames.items():
             if camera in self._videos:
-                self._videos[camera].add(images[camera])
+                self._videos[camera].add(frame)
             else:
-                self._images[camera].append(encode_image(images[camera]))
-            self._image_statistics[camera].add(images[camera])
+                self._images[camera].append(encode_image(frame))
+            self._image_statistics[camera].add(frame)
 
     def __len__(self) -> int:
         return len(self._vectors[ACTION])
 
-    def finish(self, sentence: str, extras: Mapping[str, Any] | None = None) -> EpisodeRecord:
-        """The episode of all frames added so far, of which there must be at least one."""
-        extras = dict(extras or {})
+    def finish(
+        self,
+        sentence: str,
+        extras: Mapping[str, Any] | None = None,
+        further: Mapping[str, np.ndarray] | None = None,
+    ) -> EpisodeRecord:
+        """The episode of all frames added so far, of which there must be at least one.
+
+        Args:
+            sentence: the instruction.
+            extras: what is known of the episode, for :data:`moe_robot.data.layout.EXTRAS`.
+            further: (N,) or (N, size) per further column.
+        """
+        extras, further = dict(extras or {}), dict(further or {})
         unknown = set(extras) - set(EXTRAS)
         if unknown or not len(self):
             raise ValueError(f"unknown extras {sorted(unknown)}" if unknown else "an episode needs at least one frame")
+        if further.keys() != self._further.keys():
+            raise ValueError(f"the columns {list(further)} are given, {list(self._further)} were announced")
+        while self._waiting:
+            self._waiting.popleft().result()
+        self._encoder.shutdown()
         vectors = {key: np.stack(rows) for key, rows in self._vectors.items()}
         statistics = {IMAGE_PREFIX + camera: s.statistics() for camera, s in self._image_statistics.items()}
         statistics |= {key: vector_statistics(rows) for key, rows in vectors.items()}
@@ -158,7 +191,10 @@ class EpisodeBuilder:
             for camera, encoded in self._images.items()
             if camera not in self._videos
         }
-        types = frame_columns(self._features, self._codec)
+        types = frame_columns(self._features, self._codec, self._further)
+        for key, given in further.items():
+            vectors[key] = np.asarray(given, self._further[key].dtype).reshape(len(self), self._further[key].size)
+            statistics[key] = vector_statistics(vectors[key])
         for key, rows in vectors.items():
             flat = pa.array(rows.ravel())
             columns[key] = flat if rows.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, type=types[key])

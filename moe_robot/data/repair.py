@@ -1,16 +1,15 @@
 """Brings back what can be of a damaged data set: its usable episodes, as a new data set; the old one is not touched.
 
-Episodes that cannot be used are left out, totals and statistics are computed anew, and when ``meta/episodes`` was never
-written (a recorder that was killed) it is made from the data files. A Parquet file without its footer is lost: so says
-LeRobot's own recorder when it is killed, and nothing in such a file says where its columns are.
+Episodes that cannot be used are left out, totals and statistics are computed anew. When ``meta/episodes`` was never
+written (LeRobot's recorder was killed) it is made from the data files, which get the footers that they lack, and from
+the lengths of the videos.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,12 @@ from moe_robot.data.layout import (
     chunk_and_file,
     read_episodes,
     read_info,
-    read_table,
-    read_tasks,
 )
+from moe_robot.data.salvage import episodes_from_data, link, with_footers
 from moe_robot.data.statistics import combine, from_columns, to_columns, vector_statistics
 from moe_robot.types import UserError
+
+KEPT = "the old data set is as it was"
 
 
 @dataclass(frozen=True)
@@ -64,56 +64,34 @@ def repair(directory: str | Path, out: str | Path) -> Repair:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds something already: name another --out")
     info = read_info(directory)
-    notes: tuple[str, ...] = ()
     try:
-        table, counted = read_episodes(directory, info, statistics=True), info
+        read_episodes(directory, info)
     except UserError as error:
-        table, counted = _episodes_from_data(directory, info, error)
-        notes = (f"{error}; made anew from the data files",)
-    bad: set[int] = set()
-    if counted is info:
-        found = examine(directory, decode_videos=True)
-        bad, notes = found.bad_episodes, tuple(p.message for p in found.problems if p.kind == "damage")
+        place = out.absolute().parent
+        place.mkdir(parents=True, exist_ok=True)
+        with disk_errors(place, kept=KEPT), tempfile.TemporaryDirectory(dir=place, prefix=f".{out.name}-") as folder:
+            notes = with_footers(directory, info, Path(folder))
+            table, counted = episodes_from_data(Path(folder), info, error)
+            with only_writer(out):
+                _write(Path(folder), out, counted, table, range(table.num_rows))
+            lost = tuple(range(table.num_rows, info.episodes))
+            return Repair(table.num_rows, lost, (*notes, f"{error}; made anew from the data files"))
+    table = read_episodes(directory, info, statistics=True)
+    found = examine(directory, decode_videos=True)
+    bad, notes = found.bad_episodes, [p.message for p in found.problems if p.kind == "damage"]
     keep = [episode for episode in range(table.num_rows) if episode not in bad]
     if not keep:
         raise UserError(f"{directory}: no episode can be brought back: {notes[0] if notes else 'it holds none'}")
-    with disk_errors(out, kept="the old data set is as it was"), only_writer(out):
-        _write(directory, out, counted, table, keep)
-    return Repair(len(keep), tuple(sorted(bad)), notes)
-
-
-def _episodes_from_data(directory: Path, info: Info, error: UserError) -> tuple[pa.Table, Info]:
-    """The table of episodes of data files that have none."""
-    if "video" in info.storage.values():
-        raise UserError(f"{error}; where its videos belong was only written there, nothing can be brought back")
-    sentences, rows, total, lost = read_tasks(directory), [], 0, None
-    for path in sorted(directory.glob("data/chunk-*/file-*.parquet")):
-        try:
-            numbers = read_table(path, ["episode_index", "task_index"]).to_pydict()
-        except UserError as damage:
-            lost = damage
-            break  # what comes later would have numbers that nobody can check
-        chunk, file = int(path.parent.name[6:]), int(path.stem[5:])
-        for episode in dict.fromkeys(numbers["episode_index"]):
-            length = numbers["episode_index"].count(episode)
-            if episode != len(rows):
-                raise UserError(f"{path}: episode {episode} follows {len(rows) - 1}, nothing can be brought back")
-            task = numbers["task_index"][numbers["episode_index"].index(episode)]
-            place = {"data/chunk_index": chunk, "data/file_index": file}
-            bounds = {"dataset_from_index": total, "dataset_to_index": total + length}
-            rows.append({"episode_index": episode, "tasks": [sentences[task]], "length": length, **place, **bounds})
-            total += length
-    if not rows:
-        raise UserError(f"{error}; nothing can be brought back{f': {lost}' if lost else ''}")
-    raw = {**info.raw, "total_episodes": len(rows), "total_frames": total}
-    return pa.Table.from_pylist(rows), replace(info, episodes=len(rows), frames=total, raw=raw)
+    with disk_errors(out, kept=KEPT), only_writer(out):
+        _write(directory, out, info, table, keep)
+    return Repair(len(keep), tuple(sorted(bad)), tuple(notes))
 
 
 def _write(directory: Path, out: Path, info: Info, table: pa.Table, keep: Sequence[int]) -> None:
     rows = table.take(pa.array(keep)).to_pylist()
     clips, kept = video_clips(directory, info, table), set(keep)
     for path in {clip.path for mine in clips.values() for clip in mine if clip.episode in kept}:
-        _link(path, out / path.relative_to(directory))
+        link(path, out / path.relative_to(directory))
     vectors: dict[str, list[np.ndarray]] = {}
     total, file = 0, 0
     for source in data_files(directory, info, table):
@@ -147,7 +125,7 @@ def _write(directory: Path, out: Path, info: Info, table: pa.Table, keep: Sequen
         out / EPISODES_PATH.format(**chunk_and_file(0)),
         lambda temporary: pq.write_table(pa.Table.from_pylist(rows), temporary),
     )
-    _link(directory / TASKS, out / TASKS)
+    link(directory / TASKS, out / TASKS)
     write_json(out / STATS, _statistics(info, rows, vectors))
     totals = {"total_episodes": len(rows), "total_frames": total, "splits": {"train": f"0:{len(rows)}"}}
     write_json(out / INFO, {**info.raw, **totals, "data_path": DATA_PATH})
@@ -167,12 +145,3 @@ def _statistics(info: Info, rows: Sequence[dict[str, Any]], vectors: dict[str, l
             parts = [from_columns({name: row.get(f"stats/{key}/{name}") for name in STATISTICS}) for row in rows]
             found[key] = to_columns(combine(parts), image=True)
     return found
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file that neither data set will ever write into, or a copy where that cannot be."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

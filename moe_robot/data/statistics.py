@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from moe_robot.types import FeatureStatistics, UserError
@@ -48,7 +49,8 @@ class ImageStatistics:
     def add(self, frame: np.ndarray) -> None:
         """Count the pixels of ``frame``, uint8 (H, W, 3)."""
         for channel in range(3):
-            self._histogram[channel] += np.bincount(frame[..., channel].ravel(), minlength=256)
+            counts = cv2.calcHist([frame], [channel], None, [256], (0, 256))  # float32: exact up to 2^24 pixels
+            self._histogram[channel] += counts.ravel().astype(np.int64)
         self._frames += 1
 
     def statistics(self) -> FeatureStatistics:

@@ -1,6 +1,7 @@
 """Writes a LeRobot v3 data set that is complete and readable after every commit, whatever kills the writer.
 
-Order of a commit: videos, data file, episodes file, tasks, statistics, and ``meta/info.json`` last. Readers trust
+Order of a commit: videos, data file, episodes file, tasks, statistics, and ``meta/info.json`` last
+(:func:`moe_robot.data.durable.write_together`). Readers trust
 ``total_episodes`` of ``info.json``, so a kill between any two files leaves the earlier state. The newest data file
 grows until it and its videos (one per camera, with its number) hold :data:`FILE_BYTES`, and is rewritten (atomically)
 by each commit until then; where one file ends depends on the episodes alone, so the same episodes give the same files,
@@ -21,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moe_robot.data.columns import STATISTICS, encoded_bytes, episodes_schema, vector_rows
-from moe_robot.data.durable import write_atomically, write_json
+from moe_robot.data.durable import json_writer, write_together
 from moe_robot.data.layout import (
     DATA_PATH,
     EPISODES_PATH,
     EXTRAS,
+    FILES_PER_CHUNK,
     INFO,
     PNG,
     SCALARS,
@@ -33,16 +35,14 @@ from moe_robot.data.layout import (
     TASKS,
     VIDEO_PATH,
     chunk_and_file,
-    data_schema,
-    info_json,
     read_episodes,
     read_info,
     read_table,
     read_tasks,
-    tasks_table,
     vector_names,
 )
 from moe_robot.data.record import EpisodeRecord
+from moe_robot.data.schema import Columns, data_schema, info_json, tasks_table
 from moe_robot.data.statistics import combine, from_columns, to_columns, vector_statistics
 from moe_robot.data.video import content_bytes, cut_videos, join_videos
 from moe_robot.types import IMAGE_PREFIX, Features, FeatureStatistics, UserError
@@ -60,7 +60,12 @@ class DatasetWriter:
     """
 
     def __init__(
-        self, directory: str | Path, features: Features, provenance: Mapping[str, Any], codec: str = PNG
+        self,
+        directory: str | Path,
+        features: Features,
+        provenance: Mapping[str, Any],
+        codec: str = PNG,
+        further: Columns | None = None,
     ) -> None:
         """Begin a data set in ``directory``, or go on with the one that is there.
 
@@ -69,12 +74,14 @@ class DatasetWriter:
             features: of every episode.
             provenance: where the data comes from, kept in ``info.json``.
             codec: how the frames of every episode are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
+            further: columns beside the features.
 
         Raises:
             UserError: the directory holds another data set: the first difference is named.
         """
         self.directory = Path(directory)
         self.features, self.codec = features, codec
+        self._schema, self._further = data_schema(features, codec, further), further or {}
         self.provenance = json.loads(json.dumps(dict(provenance)))  # as it reads back: lists for tuples
         self.episodes = self.frames = 0
         self._sentences: dict[str, int] = {}
@@ -111,8 +118,7 @@ class DatasetWriter:
         }
         columns = {name: record.frames[name] for name in record.frames.column_names}
         columns |= {name: pa.array(values, SCALARS[name]) for name, values in scalars.items()}
-        schema = data_schema(self.features, self.codec)
-        table = pa.table([columns[name] for name in schema.names], schema=schema)
+        table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
         statistics = {**record.statistics, **{k: vector_statistics(v[:, None]) for k, v in scalars.items()}}
         self._rows.append(
             {
@@ -142,20 +148,24 @@ class DatasetWriter:
         if not self._changed:
             return
         numbers = chunk_and_file(self._file)
-        for camera, videos in self._videos.items():
-            path = self.directory / VIDEO_PATH.format(video_key=IMAGE_PREFIX + camera, **numbers)
-            write_atomically(path, partial(self._write_video, videos))
-        write_atomically(self.directory / DATA_PATH.format(**numbers), self._write_data)
-        write_atomically(self.directory / EPISODES_PATH.format(**numbers), self._write_episodes)
-        self._write_tasks()
         combined = {key: combine(parts) for key, parts in self._statistics.items()}
         for key, blocks in self._vectors.items():  # vectors are small: their quantiles are exact, not averaged
             combined[key] = replace(combined[key], quantiles=vector_statistics(np.concatenate(blocks)).quantiles)
-        write_json(
-            self.directory / STATS,
-            {key: to_columns(value, image=key.startswith(IMAGE_PREFIX)) for key, value in combined.items()},
+        stats = {key: to_columns(value, image=key.startswith(IMAGE_PREFIX)) for key, value in combined.items()}
+        keys = {IMAGE_PREFIX + camera: videos for camera, videos in self._videos.items()}
+        write_together(
+            [
+                *(
+                    (self.directory / VIDEO_PATH.format(video_key=key, **numbers), partial(self._write_video, videos))
+                    for key, videos in keys.items()
+                ),
+                (self.directory / DATA_PATH.format(**numbers), self._write_data),
+                (self.directory / EPISODES_PATH.format(**numbers), self._write_episodes),
+                (self.directory / TASKS, self._write_tasks),
+                (self.directory / STATS, json_writer(stats)),
+                (self.directory / INFO, json_writer(self._info())),
+            ]
         )
-        self._write_info()
         self._changed = False
 
     def _begin(self) -> None:
@@ -164,8 +174,9 @@ class DatasetWriter:
             raise UserError(
                 f"{self.directory} is not empty and no data set (it holds {strangers[0]!r}): choose another directory"
             )
-        self._write_tasks()
-        self._write_info()
+        write_together(
+            [(self.directory / TASKS, self._write_tasks), (self.directory / INFO, json_writer(self._info()))]
+        )
 
     def _go_on(self) -> None:
         info = read_info(self.directory)
@@ -177,6 +188,10 @@ class DatasetWriter:
                 f"{self.directory} holds another data set (frames are {', '.join(stored)}, expected {self.codec}):"
                 " choose another directory or the same settings"
             )
+        mine = info_json(self.features, 0, 0, 0, {}, self.codec, self._further)["features"]
+        if mine.keys() != info.raw["features"].keys():
+            key = sorted(mine.keys() ^ info.raw["features"].keys())[0]
+            raise UserError(f"{self.directory} holds another data set (feature {key!r}): choose another directory")
         if info.episodes == 0:
             return
         table = read_episodes(self.directory, info, statistics=True)
@@ -187,14 +202,13 @@ class DatasetWriter:
             name.split("/")[1] for name in table.column_names if name.startswith("stats/") and name.endswith("/mean")
         ]
         rows = table.to_pylist()
-        schema = data_schema(self.features, self.codec)
-        files = [row["data/chunk_index"] * 1000 + row["data/file_index"] for row in rows]
+        files = [row["data/chunk_index"] * FILES_PER_CHUNK + row["data/file_index"] for row in rows]
         self._file = files[-1]
         for number in sorted(set(files)):
             mine = [row for row, file in zip(rows, files, strict=True) if file == number]
             last = number == self._file
             path = self.directory / DATA_PATH.format(**chunk_and_file(number))
-            data = read_table(path, schema.names if last else list(self._vectors))
+            data = read_table(path, self._schema.names if last else list(self._vectors))
             start = mine[0]["dataset_from_index"]
             clips = self._read_videos([row["length"] for row in mine]) if last else {}
             for k, row in enumerate(mine):
@@ -205,7 +219,7 @@ class DatasetWriter:
                     key: from_columns({name: row[f"stats/{key}/{name}"] for name in STATISTICS}) for key in keys
                 }
                 videos = {camera: parts[k] for camera, parts in clips.items()}
-                self._take(frames.cast(schema) if last else frames, statistics, videos, buffer=last)
+                self._take(frames.cast(self._schema) if last else frames, statistics, videos, buffer=last)
             if last:
                 self._rows = mine
 
@@ -266,18 +280,18 @@ class DatasetWriter:
         path.write_bytes(join_videos(videos, self.features.fps))
 
     def _write_data(self, path: Path) -> None:
-        schema = data_schema(self.features, self.codec)
         # PNG does not compress again, and min/max of image bytes would only bloat the footer.
-        images = [field.name for field in schema if pa.types.is_struct(field.type)]
+        images = [field.name for field in self._schema if pa.types.is_struct(field.type)]
         plain = [f"{name}.{part}" for name in images for part in ("bytes", "path")]
         vectors = {key: len(names) for key, names in vector_names(self.features).items()}
+        vectors |= {key: column.size for key, column in self._further.items()}
         leaves = [*(f"{key}.list.element" if size > 1 else key for key, size in vectors.items()), *SCALARS]
         how: dict[str, Any] = {
             "compression": {**dict.fromkeys(leaves, "SNAPPY"), **dict.fromkeys(plain, "NONE")},
             "use_dictionary": False,
             "write_statistics": list(SCALARS),
         }
-        with pq.ParquetWriter(path, schema, **how) as writer:
+        with pq.ParquetWriter(path, self._schema, **how) as writer:
             for table in self._tables:  # one row group per episode, as LeRobot writes: an episode is read alone
                 writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
 
@@ -285,11 +299,9 @@ class DatasetWriter:
         table = pa.Table.from_pylist(self._rows, schema=episodes_schema(self._rows[0]))
         pq.write_table(table, path, use_dictionary=False)
 
-    def _write_tasks(self) -> None:
-        table = tasks_table(list(self._sentences))
-        write_atomically(self.directory / TASKS, lambda path: pq.write_table(table, path, use_dictionary=False))
+    def _write_tasks(self, path: Path) -> None:
+        pq.write_table(tasks_table(list(self._sentences)), path, use_dictionary=False)
 
-    def _write_info(self) -> None:
+    def _info(self) -> dict[str, Any]:
         totals = self.episodes, self.frames, len(self._sentences)
-        info = info_json(self.features, *totals, self.provenance, self.codec)
-        write_json(self.directory / INFO, info)
+        return info_json(self.features, *totals, self.provenance, self.codec, self._further)

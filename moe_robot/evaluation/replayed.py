@@ -39,13 +39,19 @@ class Replayed:
     skipped: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """Per entry: mean and largest absolute difference, when the latter is, and the span of what was recorded."""
+        """Per entry: mean and largest absolute difference, when the latter is, and the span of what was recorded.
+
+        ``share`` is the mean as a share of what the best constant answer would be away (the median, for every step):
+        0 agrees, 1 has learned nothing; None where nothing moved.
+        """
         away = np.abs(self.answered - self.recorded)
+        constant = np.abs(self.recorded - np.median(self.recorded, axis=0)).mean(axis=0)
         worst = away.argmax(axis=0)
         return [
             {
                 "name": name,
                 "mean": float(away[:, i].mean()),
+                "share": float(away[:, i].mean() / constant[i]) if constant[i] > 0 else None,
                 "max": float(away[worst[i], i]),
                 "max_at": float(self.times[worst[i]]),
                 "max_episode": int(self.episodes[worst[i]]),

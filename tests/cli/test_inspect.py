@@ -188,6 +188,23 @@ def test_only_the_named_tasks_are_looked_at(laid_out, tmp_path, capsys):
     assert "task" not in {row["label"] for row in report["information"]}  # one task has nothing to tell apart
 
 
+def test_a_mixture_and_data_of_other_names_are_looked_at_as_they_are_trained_on(laid_out, tmp_path, capsys):
+    write_data(tmp_path / "second", camera="eye")
+    mix = tmp_path / "mix.yaml"
+    parts = f"- {{data: {laid_out / 'demonstrations'}}}\n- {{data: {tmp_path / 'second'}, rename: {{eye: front}}}}\n"
+    mix.write_text(parts)
+    few = ("--routing", "--frames", "16", "--out", tmp_path / "out", "--json")
+    status, out, _ = say(capsys, laid_out, *few, "--data", mix)
+    assert status == 0
+    assert str(mix) in out
+    status, _, err = say(capsys, laid_out, *few, "--data", tmp_path / "second")
+    assert status == 1
+    assert "camera 'front' is missing" in err
+    status, out, _ = say(capsys, laid_out, *few, "--data", tmp_path / "second", "--rename", "eye=front")
+    assert status == 0
+    assert json.loads(out)["tasks"]
+
+
 def test_a_policy_without_a_gate_says_so_in_one_line(dense, laid_out, tmp_path, capsys):
     status, _, err = say(
         capsys, dense, "--routing", "--data", laid_out / "demonstrations", "--frames", 4, "--out", tmp_path / "out"

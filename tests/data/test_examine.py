@@ -120,6 +120,7 @@ def test_an_action_outside_of_the_stated_range_is_named(own_copy):
     (problem,) = problems(own_copy, "range")
     assert "action entry 'dx' is outside the range" in problem.message
     assert problem.message.endswith("in 1 frames")
+    assert problem.episodes == (0,)
 
 
 def test_cameras_of_another_rate_are_named(tmp_path):
@@ -201,10 +202,13 @@ def test_episodes_that_were_never_listed_are_found_again(tmp_path):
 
 
 def test_what_cannot_be_brought_back_is_said(tmp_path):
+    lost = Path(shutil.copytree(HERE / "lerobot_v3_crashed", tmp_path / "lost"))
+    path = lost / "data/chunk-000/file-000.parquet"
+    path.write_bytes(path.read_bytes()[:1000])  # of the first episode, which has nearly 1,400
     with pytest.raises(UserError, match="nothing can be brought back") as caught:
-        repair(HERE / "lerobot_v3_crashed", tmp_path / "new")
+        repair(lost, tmp_path / "new")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "new").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["lost"]
 
 
 def test_repair_never_writes_over_anything(own_copy, tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import shutil
@@ -10,7 +11,7 @@ from PIL import Image
 from sample_episodes import FEATURES, fingerprints, images, length, record, vectors, write_dataset
 
 from moe_robot.data import store
-from moe_robot.data.durable import only_writer
+from moe_robot.data.durable import disk_errors, only_writer
 from moe_robot.data.layout import read_episodes, read_info, read_tasks
 from moe_robot.data.loader import open_dataset
 from moe_robot.data.record import EpisodeBuilder, EpisodeRecord
@@ -115,6 +116,23 @@ def test_a_kill_inside_a_commit_leaves_the_state_before(tmp_path, written):
     np.testing.assert_array_equal(dataset.batch([0])["observation.images.front"][0], images(0, 0)["front"])
     write_dataset(before, 12)  # and going on from there loses nothing
     assert {k: v for k, v in fingerprints(before).items() if not k.startswith(".")} == fingerprints(after)
+
+
+@pytest.mark.parametrize("codec", ["png", "h264"])
+@pytest.mark.parametrize("full_at", ["_write_data", "_write_episodes", "_write_tasks"])
+def test_a_disk_that_is_full_during_a_commit_changes_nothing(tmp_path, monkeypatch, full_at, codec):
+    before = fingerprints(write_dataset(tmp_path, 3, codec))
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetWriter, full_at, no_space)
+        with pytest.raises(UserError, match=r"no space left for .*what was finished is kept"), disk_errors(tmp_path):
+            write_dataset(tmp_path, 5, codec)
+    assert fingerprints(tmp_path) == before
+    write_dataset(tmp_path, 5, codec)  # with room again it goes on
+    assert len(open_dataset(tmp_path, 2, split="all").episodes) == 5
 
 
 def test_another_data_set_in_the_directory_is_refused_by_name(tmp_path):

@@ -138,7 +138,8 @@ def test_steps_of_one_observation_ask_once_and_what_lies_beyond_the_plan_is_coun
     assert len(asked) == 1
     assert replayed.skipped == 2
     assert replayed.rows()[0] == {
-        "name": "x", "mean": 1.0, "max": 2.0, "max_at": 0.0, "max_episode": 0, "recorded_min": 2.0, "recorded_max": 2.0,
+        "name": "x", "mean": 1.0, "share": None, "max": 2.0, "max_at": 0.0, "max_episode": 0,
+        "recorded_min": 2.0, "recorded_max": 2.0,
     }  # fmt: skip
     with pytest.raises(ValueError, match="nothing was recorded"):
         replay(count, ("x",), [])
@@ -151,7 +152,7 @@ def test_the_verb_prints_a_table_or_json_and_draws(contract, recorded, tmp_path,
     monkeypatch.setattr("moe_robot.deploy.contract.load_contract", lambda name: contract)
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy/config.json").write_text("{}")
-    monkeypatch.setattr("moe_robot.cli.replay.checkpoint_directory", lambda path: path)
+    monkeypatch.setattr("moe_robot.deploy.checkpoint.policy_directory", lambda path: path)
     arguments = ["replay", str(recorded()), "--policy", str(tmp_path / "policy"), "--contract", "pitstop"]
     assert main([*arguments, "--plot", str(tmp_path / "plot.png")]) == 0
     table = capsys.readouterr().out

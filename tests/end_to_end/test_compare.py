@@ -293,6 +293,20 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(compare, tmp_path, argu
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mixture_is_learned_and_evaluated_in_the_world_of_its_first_part(compare, demonstrations, tmp_path):
+    mix, out = tmp_path / "mix.yaml", tmp_path / "out"
+    mix.write_text("".join(f"- {{data: {demonstrations}, tasks: [{task}]}}\n" for task in ("go_left", "go_right")))
+    entry = ("--entries", f"moe=moe:{SMALL}", "--seeds", "0", "--no-speed")
+    status, _, err = compare(*entry, "--cameras", "front", data=mix, out=out)
+    assert status == 1
+    assert "is a mixture: choose tasks, episodes, cameras and names in its parts" in err
+    status, _, _ = compare(*entry, data=mix, out=out)
+    assert status == 0
+    result = json.loads((out / "results/moe-seed0.json").read_text())
+    assert set(result["outcomes"]) == {"go_left", "go_right"}
+    assert "selection" not in result["identity"]
+
+
 def test_missing_demonstrations_are_named(compare, tmp_path):
     status, _, error = compare(*ENTRIES, data=tmp_path / "nothing")
     assert status == 1

@@ -1,10 +1,11 @@
 """Runs in an environment that has lerobot: writes its data sets, reads ours, dumps what it sees. Never imported here.
 
 Usage: python lerobot_side.py JOBS, a JSON list of {"write": folder, "kind": "image" | "h264" | "libsvtav1"} and
-{"read": folder, "to": file.npz}.
+{"read": folder, "to": file.npz}. With "die" a recorder is killed after its last but one episode was saved.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def picture(episode, frame, height, width):
     return np.round(top * (1 - down) + bottom * down).astype(np.uint8)
 
 
-def write(folder, kind):
+def write(folder, kind, die):
     dtype = "image" if kind == "image" else "video"
     features = {
         f"observation.images.{camera}": {"dtype": dtype, "shape": (*size, 3), "names": ["height", "width", "channels"]}
@@ -47,6 +48,8 @@ def write(folder, kind):
             vectors = {"observation.state": state, "action": -state + np.float32(episode % 2)}  # it can be learned
             effort = {"observation.effort": rng.normal(size=1).astype(np.float32)}
             dataset.add_frame({**pictures, **vectors, **effort, "task": SENTENCES[episode % 2]})
+        if die and episode == len(LENGTHS) - 1:
+            os._exit(0)  # as a kill does: what was not flushed is lost
         dataset.save_episode()
     dataset.finalize()
 
@@ -73,6 +76,6 @@ def read(folder, to):
 
 for job in json.loads(sys.argv[1]):
     if "write" in job:
-        write(Path(job["write"]), job["kind"])
+        write(Path(job["write"]), job["kind"], job.get("die"))
     else:
         read(Path(job["read"]), job["to"])
