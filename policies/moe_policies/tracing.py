@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,35 @@ def tell(plans: Sequence[Sequence[RoutingPlan]], experts: tuple[str, ...], roles
         dropped_LME=of_each_layer(count_dropped),
         top_LME=of_each_layer(count_first),
     )
+
+
+def tell_each(
+    plans: Sequence[Sequence[RoutingPlan]],
+    present: Sequence[Sequence[Tensor]],
+    experts: tuple[str, ...],
+    roles: tuple[str, ...],
+) -> tuple[Routing, ...]:
+    """What the gate did with each sample of the batch by itself; ``present`` as for :func:`trace`."""
+    b = present[0][0].shape[0]
+    parts = [
+        [_of_samples(plan, present_BN) for plan, present_BN in zip(of_layer, members, strict=True)]
+        for of_layer, members in zip(plans, present, strict=True)
+    ]
+    return tuple(tell([[of_plan[i] for of_plan in of_layer] for of_layer in parts], experts, roles) for i in range(b))
+
+
+def _of_samples(plan: RoutingPlan, present_BN: Tensor) -> list[RoutingPlan]:
+    """A plan cut into one per sample: its rows stand sample by sample. What decides nothing any more is left out."""
+    sizes = present_BN.sum(dim=1).tolist()
+
+    def cut(rows: Tensor | None) -> Sequence[Any]:
+        return [None] * len(sizes) if rows is None else rows.split(sizes)
+
+    fields = ("ids_TK", "weights_TK", "probabilities_TE", "logits_TE", "modality_T", "kept_TK", "dropped_TK")
+    return [
+        RoutingPlan(**dict(zip(fields, row, strict=True)))
+        for row in zip(*(cut(getattr(plan, name)) for name in fields), strict=True)
+    ]
 
 
 def label_tokens(network: Network, n_words: int, patches: int, glimpses: int) -> tuple[TokenLabel, ...]:
