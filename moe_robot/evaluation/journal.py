@@ -89,8 +89,7 @@ class Journal:
         self._file.close()
         with writing(self.path):
             self.path.replace(self.path.with_name(COMPLETE))
-            for path in _others(self.path):
-                path.unlink(missing_ok=True)
+            clear_shares(self.path.parent)
 
     def __enter__(self) -> Journal:
         return self
@@ -114,6 +113,12 @@ def finished_episodes(out: Path, identity: Mapping[str, Any]) -> dict[Job, Episo
     with writing(path):
         found = _read(path, json.loads(json.dumps(identity, sort_keys=True)), "a finished")
     return {job: episode for job, (_, episode) in found.items()}
+
+
+def clear_shares(out: Path) -> None:
+    """Remove what ranks wrote, once a finished evaluation holds it."""
+    for path in out.glob(f"{PARTIAL_STEM}.*of*.jsonl"):
+        path.unlink(missing_ok=True)
 
 
 def _others(path: Path) -> list[Path]:

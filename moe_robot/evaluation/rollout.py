@@ -13,7 +13,7 @@ from typing import Any
 from moe_robot.evaluation.checks import check_counts, check_instruction, check_knockouts, check_sensors
 from moe_robot.evaluation.ensemble import Ensemble
 from moe_robot.evaluation.episode import SHUFFLED, Actor, Cast, Episode, Job, named_task
-from moe_robot.evaluation.journal import COMPLETE, Journal, finished_episodes, writing
+from moe_robot.evaluation.journal import COMPLETE, Journal, clear_shares, finished_episodes, writing
 from moe_robot.evaluation.results import Results, Setup
 from moe_robot.evaluation.settle import device_of, facts, identity, settle
 from moe_robot.evaluation.workers import Crew, Players, Solo, Take
@@ -220,6 +220,7 @@ def _share(
         lambda: complete() is not None,
         lambda: _finish(setup, out, passes, players, video, None) and None,
     )
+    clear_shares(out)  # again: whoever finished may have died before it had
     return passes.results(setup, out, complete() or {}, {})
 
 

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -66,7 +68,7 @@ def test_neither_the_number_of_processes_nor_their_deaths_change_one_bit(save, t
     try:
         slow = {"slow_s": 0.002}
         disturbed = evaluate(
-            folder, out=tmp_path / "killed", workers=3, progress=count, environment_options=slow, **played
+            folder, out=tmp_path / "killed", workers=2, progress=count, environment_options=slow, **played
         )
     finally:
         over.set()
@@ -105,6 +107,14 @@ def test_more_processes_than_environments_are_refused(save, tmp_path, arguments,
 def test_a_policy_that_answers_one_robot_at_a_time_is_told_apart(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"SignpostPolicy answers one observation at a time .* leave --envs away"):
         evaluate(checkpoint, out=tmp_path / "out", envs=2)
+
+
+def test_processes_with_environments_alone_need_no_torch():
+    code = (
+        "import sys, moe_robot.evaluation.ensemble; from moe_robot.registry import make_environment;"
+        "make_environment('pitstop').close(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_error_in_a_process_names_the_episode(save, tmp_path):
