@@ -225,9 +225,9 @@ def test_a_placement_is_proposed_judged_and_drawn(laid_out, tmp_path, capsys):
         for name, told in layer["placements"].items():
             assert sum(map(len, told["devices"])) == len(report["experts"]) + (2 if name == "with copies" else 0)
             assert {expert for held in told["devices"] for expert in held} == set(report["experts"])
-            assert 1 <= told["skew_mean"] <= told["skew_max"] <= 2
+            assert 1 <= told["skew_mean"] <= told["skew_max"] + 1e-9 <= 2 + 1e-9
             assert told["sends"] <= 2 * told["leaving"]
-        assert layer["placements"]["proposed"]["skew_mean"] >= layer["lower_bound"] >= 1
+        assert layer["placements"]["proposed"]["skew_mean"] >= layer["lower_bound"] - 1e-9 >= 1 - 2e-9
     assert report["whole"]["with copies"]["leaving"] < report["whole"]["contiguous"]["leaving"]
     assert cv2.imread(str(tmp_path / "placement.png")).std() > 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["placement.json", "placement.png"]

@@ -25,7 +25,7 @@ def bits(results):
 
 
 def test_answered_together_the_episodes_are_those_of_a_policy_asked_alone(save, tmp_path, told):
-    played = {"environment": "signpost", "episodes": 5, "knockouts": ["vision"], "sensors_off": ["front"], "video": 1}
+    played = {"environment": "signpost", "episodes": 3, "knockouts": ["vision"], "sensors_off": ["front"], "video": 1}
     folder = save(sensor_dropout=0.1)
     alone = evaluate(folder, out=tmp_path / "alone", **played)
     together = evaluate(folder, out=tmp_path / "together", envs=4, **played)

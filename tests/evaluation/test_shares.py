@@ -47,7 +47,7 @@ def test_ranks_that_are_killed_lose_nothing_and_count_nothing_twice(checkpoint, 
     for _ in range(kills):
         before = len(finished_lines(out))
         while len(finished_lines(out)) < before + 2:
-            time.sleep(0.005)
+            time.sleep(0.03)
         time.sleep(chance.uniform(0.0, 0.05))
         kept |= set(finished_lines(out))
         assert not (out / "report.json").exists(), "it was over before the last kill: the test shows less than it says"
@@ -71,7 +71,7 @@ def test_the_living_do_the_share_of_the_dead(checkpoint, tmp_path, told):
     out = tmp_path / "shared"
     lost = start(checkpoint, out, 0, episodes=8, environment_options=SLOW)
     while len(finished_lines(out)) < 3:
-        time.sleep(0.005)
+        time.sleep(0.03)
     lost.kill()
     lost.join()
     evaluate(checkpoint, out=out, episodes=8, environment_options=SLOW, rank=Rank(1, 2))
@@ -83,7 +83,7 @@ def test_one_process_goes_on_with_what_ranks_have_finished(checkpoint, tmp_path)
     out = tmp_path / "shared"
     ranks = [start(checkpoint, out, rank, episodes=8, environment_options=SLOW) for rank in (0, 1)]
     while len(finished_lines(out)) < 6:
-        time.sleep(0.005)
+        time.sleep(0.03)
     for rank in ranks:
         rank.kill()
         rank.join()
@@ -135,7 +135,7 @@ def test_local_workers_that_are_killed_lose_nothing_and_count_nothing_twice(
         while killed < kills and not over.is_set():
             before = done
             while done < before + 3 and not over.is_set():
-                time.sleep(0.005)
+                time.sleep(0.03)
             time.sleep(chance.uniform(0.0, 0.05))
             if victims := multiprocessing.active_children():
                 chance.choice(victims).kill()
