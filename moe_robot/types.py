@@ -362,6 +362,27 @@ class PlansAhead(Protocol):
         ...
 
 
+@runtime_checkable
+class PlansTogether(Protocol):
+    """A policy that plans for many robots in one pass and keeps nothing of them between the calls.
+
+    What it answers to one observation is what it would answer to that one alone, but for the last bits of a float.
+    """
+
+    @property
+    def steps_per_plan(self) -> int:
+        """How many actions of a plan are to be played before the next one is made."""
+        ...
+
+    def action_chunks(self, observations: Sequence[Observation]) -> np.ndarray:
+        """Plans (B, H, A), float32, in the environment's units, one per observation; all have the same sensors."""
+        ...
+
+    def routings(self) -> Sequence[Routing]:
+        """Routes of the latest pass, one per observation; empty for a policy without a gate."""
+        ...
+
+
 def action_chunk(policy: Policy | PlansAhead, observation: Observation) -> np.ndarray:
     """What any policy answers to one observation by itself: its plan (H, A), or the one action (1, A) that it tells."""
     if isinstance(policy, PlansAhead):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from moe_robot.processes import Rank
 from moe_robot.registry import parse_options
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Options:
     tail: int = 0
     """Control steps that are recorded after success, so that the data shows what to do at the goal and beside it."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Processes that collect side by side. The data set does not depend on it."""
+    """Processes that collect side by side. The data set does not depend on it. More machines: the same command under
+    torchrun, which gives each process its share."""
     env_options: tuple[str, ...] = ()
     """Options of the environment as KEY=VALUE, for example objects=all control_hz=20."""
     instructions: str = "seen"
@@ -53,12 +55,16 @@ def run(options: Options) -> int:
     """Collect, with a progress bar on stderr and the result on stdout."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    rank = Rank.of(os.environ)
+    leads = rank is None or rank.rank == 0
+    console = Console(stderr=True, quiet=not leads)
     try:
-        report = _collect_with_bar(options, console)
+        report = _collect_with_bar(options, console, rank)
     except KeyboardInterrupt:
         again = shlex.join(["moe-robot", *sys.argv[1:]]) if sys.argv[1:2] == ["collect"] else "the same command"
         raise KeyboardInterrupt(f"finished episodes are kept in {options.out}. To go on: {again}") from None
+    if not leads:
+        return 0
     if options.json:
         print(json.dumps(_as_json(report), indent=2))
     else:
@@ -66,7 +72,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _collect_with_bar(options: Options, console: Any) -> CollectReport:
+def _collect_with_bar(options: Options, console: Any, rank: Rank | None) -> CollectReport:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from moe_robot.data.collect import Progress as Step
@@ -103,6 +109,7 @@ def _collect_with_bar(options: Options, console: Any) -> CollectReport:
             tail=options.tail,
             codec=options.images,
             progress=show,
+            rank=rank,
         )
     finally:
         bar.stop()

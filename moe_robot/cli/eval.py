@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from moe_robot.processes import Rank
 from moe_robot.registry import parse_options
 
 if TYPE_CHECKING:
@@ -38,7 +40,11 @@ class Options:
     """One sentence for every episode in place of the environment's own, also for a policy that `moe-robot extract` cut
     out and that follows no other. Each episode is judged by its task, so name the one that is meant with --tasks."""
     workers: int = 1
-    """Processes. The outcome does not depend on it."""
+    """Processes. The outcome does not depend on it. More machines: the same command under torchrun, which gives each
+    process its share."""
+    envs: int = 1
+    """Environments, spread over the workers, whose observations one network answers together, which takes less memory
+    than a network in each worker and is quick on a GPU. 1: each worker asks a network of its own."""
     video: int = 0
     """How many episodes of each task to film, failures first."""
     knockout: str = ""
@@ -72,7 +78,9 @@ def run(options: Options) -> int:
     from moe_robot.evaluation.knockouts import without
     from moe_robot.evaluation.statistics import Rate
 
-    console = Console(stderr=options.json)
+    rank = Rank.of(os.environ)
+    leads = rank is None or rank.rank == 0
+    console = Console(stderr=options.json, quiet=not leads)
     outcomes: dict[str, list[bool]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
@@ -96,6 +104,7 @@ def run(options: Options) -> int:
             instructions=options.instructions,
             instruction=options.instruction,
             workers=options.workers,
+            envs=options.envs,
             device=options.device,
             video=options.video,
             knockouts=listed(options.knockout),
@@ -103,7 +112,10 @@ def run(options: Options) -> int:
             knockout_episodes=options.knockout_episodes,
             environment_options=parse_options(options.env_options),
             progress=count,
+            rank=rank,
         )
+    if not leads:
+        return 0
     text = (options.out / "report.json").read_text(encoding="utf-8")
     if options.json:
         sys.stdout.write(text)

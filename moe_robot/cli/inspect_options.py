@@ -18,9 +18,16 @@ class Options:
     routing: bool = False
     """Run the policy over frames of demonstrations and report which expert does what: a table, routing.json,
     routing.png (heat maps) and regions.png (pictures)."""
+    placement: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Propose which experts to put on which of N devices, from the routes of frames of demonstrations, and play these
+    again to see how uneven it is and how much travels: a table, placement.json and placement.png."""
+    batch: int = 16
+    """Frames of a step of --placement, for example the robots that are answered at once."""
+    copies: int = 0
+    """Of --placement: also a proposal in which the hottest experts lie on several devices, so many more in all."""
     data: Path | None = None
-    """Demonstrations for --routing: a data set, or a YAML file that mixes several. Left out: the `demonstrations`
-    beside the run, where `moe-robot demo` puts them."""
+    """Demonstrations for --routing and --placement: a data set, or a YAML file that mixes several. Left out: the
+    `demonstrations` beside the run, where `moe-robot demo` puts them."""
     frames: Annotated[int, tyro.conf.arg(metavar="N")] = 400
     """About how many frames, evenly over tasks and over the quarters of an episode."""
     tasks: str | None = None
@@ -36,8 +43,8 @@ class Options:
     start: bool = True
     """Also look with the policy as it was before training: what is there from the start was not learned."""
     out: Path | None = None
-    """Folder for the files of --routing. Left out: `routing` in the checkpoint's folder. Of a data set: folder for
-    inspect.json and inspect.html, a page with contact sheets and plots."""
+    """Folder for the files of --routing and --placement. Left out: `routing` in the checkpoint's folder. Of a data set:
+    folder for inspect.json and inspect.html, a page with contact sheets and plots."""
     repair: bool = False
     """Write what can be used of a damaged data set to a new one, at --out or beside it; the old one stays as it is."""
     videos: bool = False

@@ -14,18 +14,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from moe_robot.data.demonstrate import KICK_FACTOR, KICK_RATE, KICK_STEPS, SEED_LIMIT
 from moe_robot.data.durable import TEMPORARY, disk_errors, only_writer
-from moe_robot.data.layout import PNG
+from moe_robot.data.layout import PNG, read_info
 from moe_robot.data.record import EpisodeRecord
 from moe_robot.data.store import DatasetWriter
 from moe_robot.data.video import CODECS
 from moe_robot.data.workers import Settings, pending_path, produce
+from moe_robot.processes import Rank, share_out
 from moe_robot.registry import environment_features, environment_id, make_environment, select_tasks, unknown
 from moe_robot.types import Features, UserError
 
@@ -97,6 +97,7 @@ def collect(
     tail: int = 0,
     codec: str = PNG,
     progress: Callable[[Progress], None] | None = None,
+    rank: Rank | None = None,
 ) -> CollectReport:
     """Collect ``episodes`` demonstrations of each task into the data set ``out``, or go on with one begun before.
 
@@ -114,6 +115,8 @@ def collect(
         tail: see :class:`Settings`.
         codec: "png", or "h264" or "av1" for one video per camera.
         progress: called after each episode.
+        rank: of several processes that call this with the same arguments and share it out. Each returns when all is
+            collected; the data set does not depend on it.
 
     Raises:
         UserError: bad settings, another data set in ``out``, a full disk, an expert that never succeeds.
@@ -134,37 +137,87 @@ def collect(
     settings, features, provenance = _settle(
         environment, tasks, seed, options or {}, noise, instructions, successes_only, tail, codec
     )
-    with disk_errors(directory), only_writer(directory), ExitStack() as stack:
-        writer = DatasetWriter(directory, features, provenance, settings.codec)
-        pending = directory / PENDING
+    order = _Order(settings, features, provenance, directory, episodes * len(settings.tasks), workers, progress, tally)
+    with disk_errors(directory):
+        found = _gather(order) if rank is None else _gather_together(order, rank)
+    failures = {task: count for task, count in tally.failures.items() if count}
+    seconds = time.monotonic() - started
+    return CollectReport(directory, found.episodes, found.frames, tally.collected, failures, seconds)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be collected, and what this process has collected of it so far."""
+
+    settings: Settings
+    features: Features
+    provenance: Mapping[str, Any]
+    directory: Path
+    total: int
+    workers: int
+    progress: Callable[[Progress], None] | None
+    tally: _Tally
+
+    def writer(self) -> DatasetWriter:
+        return DatasetWriter(self.directory, self.features, self.provenance, self.settings.codec)
+
+    def note(self, slot: int, attempts: int) -> None:
+        task = self.settings.slot(slot)[0]
+        self.tally.collected += 1
+        self.tally.failures[task] = self.tally.failures.get(task, 0) + attempts - 1
+
+    def report(self, done: int) -> None:
+        if self.progress is not None:
+            failures = sum(self.tally.failures.values())
+            self.progress(Progress(done, self.total, self.tally.collected, failures))
+
+
+def _gather(order: _Order, wait: bool = False) -> DatasetWriter:
+    """Collect what is missing, and take it and all that waits into the data set."""
+    with only_writer(order.directory, wait), ExitStack() as stack:
+        writer = order.writer()
+        pending = order.directory / PENDING
         pending.mkdir(exist_ok=True)
         stack.callback(_sweep, pending, writer)
-        total = episodes * len(settings.tasks)
-        intake = _Intake(writer, pending, total)
+        intake = _Intake(writer, pending, order.total)
         stack.callback(intake.close)
-        missing = settings.work_order(set(range(writer.episodes, total)) - intake.waiting.keys())
+        missing = order.settings.work_order(set(range(writer.episodes, order.total)) - intake.waiting.keys())
         intake.take([])
-        report = partial(_report, progress, writer, intake, tally, total)
-        report()
+        order.report(writer.episodes + len(intake.waiting))
         # closing: on Ctrl-C or an error the workers must be at rest before the last commit looks for their episodes
-        finished = stack.enter_context(closing(produce(settings, missing, pending, workers)))
+        finished = stack.enter_context(closing(produce(order.settings, missing, pending, order.workers)))
         for slot, attempts in finished:
-            task = settings.slot(slot)[0]
-            tally.collected += 1
-            tally.failures[task] = tally.failures.get(task, 0) + attempts - 1
+            order.note(slot, attempts)
             intake.take([slot])
-            report()
-    failures = {task: count for task, count in tally.failures.items() if count}
-    return CollectReport(
-        directory, writer.episodes, writer.frames, tally.collected, failures, time.monotonic() - started
-    )
+            order.report(writer.episodes + len(intake.waiting))
+    return writer
 
 
-def _report(
-    progress: Callable[[Progress], None] | None, writer: DatasetWriter, intake: _Intake, tally: _Tally, total: int
-) -> None:
-    if progress is not None:
-        progress(Progress(writer.episodes + len(intake.waiting), total, tally.collected, sum(tally.failures.values())))
+def _gather_together(order: _Order, rank: Rank) -> DatasetWriter:
+    """One rank's part: slots k, k + n, ... into ``pending/``. One rank then takes all into the data set."""
+    pending = order.directory / PENDING
+
+    def look() -> DatasetWriter:
+        with only_writer(order.directory, wait=True):
+            return order.writer()
+
+    def committed() -> int:
+        return read_info(order.directory).episodes
+
+    def do(k: int) -> None:
+        pending.mkdir(exist_ok=True)
+        there, waiting = committed(), _finished(pending)
+        missing = set(range(there, order.total)[(k - there) % rank.world :: rank.world]) - waiting.keys()
+        order.report(there + len(waiting))
+        work = order.settings.work_order(missing)
+        with closing(produce(order.settings, work, pending, order.workers)) as finished:
+            for slot, attempts in finished:
+                order.note(slot, attempts)
+                order.report(there + len(_finished(pending)))
+
+    look()  # another data set is refused before any work
+    share_out(order.directory, rank, do, lambda: committed() >= order.total, lambda: _gather(order, wait=True) and None)
+    return look()
 
 
 def _settle(

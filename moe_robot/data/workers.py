@@ -16,9 +16,12 @@ from typing import Any
 from moe_robot.data.demonstrate import demonstrate, demonstrate_until_success
 from moe_robot.data.durable import disk_errors
 from moe_robot.data.layout import PNG
+from moe_robot.data.record import EpisodeRecord
 from moe_robot.processes import workers_are_born
 from moe_robot.registry import make_environment
 from moe_robot.types import UserError
+
+DEATHS_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ def pending_path(pending: Path, slot: int) -> Path:
 
 
 def produce(settings: Settings, slots: Sequence[int], pending: Path, workers: int) -> Generator[tuple[int, int]]:
-    """Put the episode of every slot into ``pending``; yields (slot, number of rollouts it took) as they finish."""
+    """Put the episode of every slot into ``pending``; yields (slot, number of rollouts it took) as they finish.
+
+    The slots of a worker that dies are run again.
+    """
     if not slots:
         return
     if min(workers, len(slots)) == 1:
@@ -76,6 +82,28 @@ def produce(settings: Settings, slots: Sequence[int], pending: Path, workers: in
         finally:
             worker.close()
         return
+    left, deaths = dict.fromkeys(slots), 0
+    while left:
+        try:
+            for slot, attempts in _in_pool(settings, list(left), pending, workers):
+                deaths = 0
+                del left[slot]
+                yield slot, attempts
+        except BrokenProcessPool as error:
+            deaths += 1
+            if deaths >= DEATHS_IN_A_ROW:
+                raise UserError(
+                    f"a collection worker died {deaths} times with nothing finished in between (out of memory?): "
+                    "finished episodes are kept, run the same command again with fewer --workers"
+                ) from error
+        for slot in [slot for slot in left if pending_path(pending, slot).exists()]:  # finished, and then not reported
+            deaths = 0
+            del left[slot]
+            yield slot, int(EpisodeRecord.load(pending_path(pending, slot)).extras["attempts"])
+
+
+def _in_pool(settings: Settings, slots: Sequence[int], pending: Path, workers: int) -> Generator[tuple[int, int]]:
+    """The slots in processes, until all are done or one of the processes dies: the pool then ends the others too."""
     queue = iter(slots)
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(settings, pending)
@@ -92,11 +120,6 @@ def produce(settings: Settings, slots: Sequence[int], pending: Path, workers: in
                 yield slot, future.result()
                 for following in _up_to(1, queue):
                     running[pool.submit(_run_in_worker, following)] = following
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a collection worker died (out of memory?): finished episodes are kept,"
-            " run the same command again with fewer --workers"
-        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

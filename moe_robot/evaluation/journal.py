@@ -15,7 +15,8 @@ from typing import Any
 from moe_robot.evaluation.episode import Episode, Job
 from moe_robot.types import Routing, UserError
 
-PARTIAL = "episodes.partial.jsonl"
+PARTIAL_STEM = "episodes.partial"
+PARTIAL = f"{PARTIAL_STEM}.jsonl"
 COMPLETE = "episodes.jsonl"
 
 
@@ -51,42 +52,30 @@ class Journal:
 
     The first line says which evaluation they belong to: everything that decides an episode except its job. A later
     run with the same first line goes on; another one is refused, because mixed episodes would be nobody's result.
+
+    Processes that share an evaluation out write one file per share (``episodes.partial.0of2.jsonl``), each knowing what
+    all had finished when it began. The journal of no share takes all files in, every job once.
+
+    Args:
+        share: k and n of the share that this process writes; None to write for all.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
-        self.path = out / PARTIAL
+    def __init__(self, out: Path, identity: Mapping[str, Any], share: tuple[int, int] | None = None) -> None:
+        self.path = out / (PARTIAL if share is None else f"{PARTIAL_STEM}.{share[0]}of{share[1]}.jsonl")
+        self.whole = share is None
         identity = json.loads(json.dumps(identity, sort_keys=True))  # as it will be read back
         self.episodes: dict[Job, Episode] = {}
         kept: list[str] = []
         with writing(self.path):
             out.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                kept = self._read(identity)
+            for path in [self.path, *_others(self.path)]:
+                finished = _read(path, identity) if path.exists() else {}
+                if path == self.path or self.whole:
+                    kept += [line for job, (line, _) in finished.items() if job not in self.episodes]
+                self.episodes |= {job: episode for job, (_, episode) in finished.items() if job not in self.episodes}
             header = json.dumps({"evaluation": identity}, sort_keys=True)
             write_atomically(self.path, "".join(line + "\n" for line in [header, *kept]))
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-
-    def _read(self, identity: Mapping[str, Any]) -> list[str]:
-        header, *lines = self.path.read_text(encoding="utf-8").splitlines() or [""]
-        try:
-            theirs = json.loads(header)["evaluation"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{self.path} is no journal of episodes: remove it or name another --out") from None
-        if theirs != identity:
-            differs = ", ".join(sorted(k for k in {*theirs, *identity} if theirs.get(k) != identity.get(k)))
-            raise UserError(
-                f"{self.path} holds an unfinished evaluation with another {differs}: "
-                "finish it with its own command, remove it, or name another --out"
-            )
-        kept = []
-        for line in lines:
-            try:
-                episode = episode_from_json(json.loads(line))
-            except json.JSONDecodeError:
-                break  # the line that was being written when the run stopped
-            self.episodes[episode.job] = episode
-            kept.append(line)
-        return kept
 
     def add(self, episode: Episode) -> None:
         """Keep a finished episode, on disk before this returns."""
@@ -96,10 +85,11 @@ class Journal:
         self.episodes[episode.job] = episode
 
     def finish(self) -> None:
-        """Mark the evaluation as complete: a later run starts afresh."""
+        """Mark the evaluation as complete: a later run starts afresh. Only for the journal that is of no share."""
         self._file.close()
         with writing(self.path):
             self.path.replace(self.path.with_name(COMPLETE))
+            clear_shares(self.path.parent)
 
     def __enter__(self) -> Journal:
         return self
@@ -109,6 +99,56 @@ class Journal:
     ) -> None:
         with writing(self.path):
             self._file.close()
+
+
+def finished_episodes(out: Path, identity: Mapping[str, Any]) -> dict[Job, Episode] | None:
+    """What a finished evaluation left in ``out``; None while there is none.
+
+    Raises:
+        UserError: it is another evaluation.
+    """
+    path = out / COMPLETE
+    if not path.exists():
+        return None
+    with writing(path):
+        found = _read(path, json.loads(json.dumps(identity, sort_keys=True)), "a finished")
+    return {job: episode for job, (_, episode) in found.items()}
+
+
+def clear_shares(out: Path) -> None:
+    """Remove what ranks wrote, once a finished evaluation holds it."""
+    for path in out.glob(f"{PARTIAL_STEM}.*of*.jsonl"):
+        path.unlink(missing_ok=True)
+
+
+def _others(path: Path) -> list[Path]:
+    return [other for other in sorted(path.parent.glob(f"{PARTIAL_STEM}*.jsonl")) if other != path]
+
+
+def _read(path: Path, identity: Mapping[str, Any], kind: str = "an unfinished") -> dict[Job, tuple[str, Episode]]:
+    """The lines of a journal and what they say, up to the one that was being written when its writer stopped."""
+    try:
+        header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    except FileNotFoundError:
+        return {}  # another rank has just put all of it together
+    try:
+        theirs = json.loads(header)["evaluation"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{path} is no journal of episodes: remove it or name another --out") from None
+    if theirs != identity:
+        differs = ", ".join(sorted(k for k in {*theirs, *identity} if theirs.get(k) != identity.get(k)))
+        raise UserError(
+            f"{path} holds {kind} evaluation with another {differs}: "
+            "finish it with its own command, remove it, or name another --out"
+        )
+    found: dict[Job, tuple[str, Episode]] = {}
+    for line in lines:
+        try:
+            episode = episode_from_json(json.loads(line))
+        except json.JSONDecodeError:
+            break
+        found.setdefault(episode.job, (line, episode))
+    return found
 
 
 def episode_to_json(episode: Episode) -> dict[str, Any]:

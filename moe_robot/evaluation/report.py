@@ -32,6 +32,7 @@ def write_report(results: Results) -> dict[str, Any]:
 def report_json(results: Results) -> dict[str, Any]:
     """The report as a plain dict, schema 3. Every ``success_rate`` stands beside its Wilson ``ci95``.
 
+    ``machine`` says how it was played: ``workers`` processes in each of ``ranks``, ``envs`` answered together in each.
     ``tasks[name]["outcomes"]`` is aligned with its ``seeds``, so that two reports on the same seeds can be compared
     pair by pair. ``latency_ms`` is of the calls in which the network ran; ``control_step_ms`` of whole control steps,
     policy and simulation. The ``difference`` of a row of ``knockouts`` (keys: roles and parts of the gate) or
@@ -69,7 +70,7 @@ def report_json(results: Results) -> dict[str, Any]:
         "knockouts": {role: _without(episodes, without) for role, without in results.knockouts.items()},
         "sensors_off": {names: _without(episodes, without) for names, without in results.sensors_off.items()},
         "training": dict(setup.training),
-        "machine": machine(setup.device, setup.workers),
+        "machine": {**machine(setup.device, setup.workers), "envs": setup.envs, "ranks": setup.ranks},
         "videos": [
             {
                 "name": name,

@@ -21,6 +21,8 @@ class Setup:
         preset: the policy's preset, as its config tells.
         environment_facts: what the made environment says of itself: objects, renderer, control rate.
         instruction: the one sentence that every episode got in place of the environment's; None for its own.
+        envs: environments whose observations the network answers together; 1 for one at a time.
+        ranks: processes that shared the evaluation out.
         tiers: tier of difficulty -> its tasks, where the environment tells any.
     """
 
@@ -39,6 +41,8 @@ class Setup:
     training: Mapping[str, Any]
     instruction: str | None = None
     tiers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    envs: int = 1
+    ranks: int = 1
 
 
 @dataclass(frozen=True)

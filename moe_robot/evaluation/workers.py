@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from moe_robot.evaluation.episode import Actor, Cast, Episode, Job
-from moe_robot.processes import workers_are_born
+from moe_robot.evaluation.staff import Worker, complaining, exit_code, hire, let_go, raise_if_complaint
 from moe_robot.types import UserError
 
 TRIES = 2  # a job whose worker died is run once more; twice is no accident
+LOADING_TRIES = 3
+"""So many workers may die in a row while they load, less one."""
+READY = "ready"
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,6 @@ class Solo:
             yield episode
 
 
-@dataclass
-class _Worker:
-    process: SpawnProcess
-    connection: Connection
-    take: Take | None = None
-    ready: bool = False
-
-
 class Crew(AbstractContextManager["Crew"]):
     """Up to ``size`` worker processes, each with a pipe of its own: when one dies it is known which job it held.
 
@@ -87,52 +79,47 @@ class Crew(AbstractContextManager["Crew"]):
 
     def __init__(self, cast: Cast, rehearsal: Job, size: int) -> None:
         self.cast, self.rehearsal, self.size = cast, rehearsal, size
-        self.crew: list[_Worker] = []
+        self.crew: list[_Member] = []
         self.deaths: dict[Take, int] = {}
+        self.stillborn = 0
 
     def play(self, takes: Sequence[Take]) -> Iterator[Episode]:
         """See :class:`Players`."""
         waiting, left = deque(takes), len(takes)
         while left:
             while len(self.crew) < min(self.size, left):
-                self.crew.append(self._hire())
-            for worker in self.crew:
-                if worker.ready and worker.take is None and waiting:
-                    worker.take = waiting.popleft()
-                    with suppress(BrokenPipeError):  # it died idle: the end of its pipe is heard next
-                        worker.connection.send(worker.take)
-            for connection in wait([worker.connection for worker in self.crew]):
-                worker = next(worker for worker in self.crew if worker.connection is connection)
+                self.crew.append(_Member(hire(_serve, self.cast, self.rehearsal)))
+            for member in self.crew:
+                if member.ready and member.take is None and waiting:
+                    member.take = waiting.popleft()
+                    with suppress(OSError):  # it died idle: the end of its pipe is heard next
+                        member.worker.connection.send(member.take)
+            for connection in wait([member.worker.connection for member in self.crew]):
+                member = next(member for member in self.crew if member.worker.connection is connection)
                 try:
-                    kind, content = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
-                    lost = self._bury(worker)
+                    heard = member.worker.connection.recv()
+                except (EOFError, OSError):  # the latter when it died while it spoke
+                    lost = self._bury(member)
                     if lost is not None:
                         waiting.appendleft(lost)
                     continue
-                _raise_if_error(kind, content, worker.take)
-                worker.ready, worker.take = True, None
-                if content is not None:
+                raise_if_complaint(heard, str(member.take) if member.take else "loading in a worker")
+                member.ready, member.take, self.stillborn = True, None, 0
+                if heard != READY:
                     left -= 1
-                    yield content
+                    yield heard
 
-    def _hire(self) -> _Worker:
-        context = multiprocessing.get_context("spawn")  # forked children would share GL and CUDA contexts
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.cast, self.rehearsal), daemon=True)
-        with workers_are_born():
-            process.start()
-        theirs.close()  # so that the pipe ends when the child does
-        return _Worker(process, ours)
-
-    def _bury(self, worker: _Worker) -> Take | None:
+    def _bury(self, member: _Member) -> Take | None:
         """Remove a dead worker; returns the take that it held."""
-        worker.process.join()
-        worker.connection.close()
-        self.crew.remove(worker)
-        code, take = worker.process.exitcode, worker.take
-        if not worker.ready:
-            raise UserError(f"a worker died while loading (exit code {code}): use fewer --workers if memory is short")
+        code, take = exit_code(member.worker), member.take
+        self.crew.remove(member)
+        if not member.ready:
+            self.stillborn += 1
+            if self.stillborn >= LOADING_TRIES:
+                raise UserError(
+                    f"{LOADING_TRIES} workers in a row died while loading (last exit code {code}): use fewer --workers "
+                    "if memory is short"
+                )
         if take is None:
             return None
         self.deaths[take] = self.deaths.get(take, 0) + 1
@@ -144,47 +131,26 @@ class Crew(AbstractContextManager["Crew"]):
         return take
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.crew:
-            worker.connection.close()
-            worker.process.terminate()
-        for worker in self.crew:
-            worker.process.join(timeout=5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        let_go([member.worker for member in self.crew])
         self.crew = []
 
 
-class _InWorker(Exception):
-    """Carries a worker's traceback, so that it is printed above ours."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-def _raise_if_error(kind: str, content: Any, take: Take | None) -> None:
-    where = str(take) if take else "loading in a worker"
-    if kind == "user error":
-        raise UserError(f"{where}: {content}")
-    if kind == "error":
-        summary, trace = content
-        raise RuntimeError(f"{where} failed: {summary}") from _InWorker(trace)
+@dataclass
+class _Member:
+    worker: Worker
+    take: Take | None = None
+    ready: bool = False
 
 
 def _serve(connection: Connection, cast: Cast, rehearsal: Job) -> None:
     """The life of a worker: load once, then play what comes until the pipe closes."""
     actor = None
     try:
-        actor = Actor(cast, rehearsal)
-        connection.send(("ready", None))
-        while True:
-            connection.send(("episode", perform(actor, connection.recv())))
-    except (EOFError, BrokenPipeError):
-        pass  # the parent is done with us, or gone
-    except (UserError, OSError) as error:
-        connection.send(("user error", str(error)))
-    except Exception as error:
-        connection.send(("error", (f"{type(error).__name__}: {error}", traceback.format_exc())))
+        with complaining(connection.send):
+            actor = Actor(cast, rehearsal)
+            connection.send(READY)
+            while True:
+                connection.send(perform(actor, connection.recv()))
     finally:
         if actor is not None:
             actor.close()

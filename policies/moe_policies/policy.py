@@ -27,7 +27,7 @@ from moe_policies.processor import Processor
 from moe_policies.senses import Senses
 from moe_policies.studies import Studies
 from moe_policies.surgery import extracted_config, fill_from_choice, fill_from_dense, upcycled_config
-from moe_policies.tracing import label_tokens, tell, trace
+from moe_policies.tracing import label_tokens, tell, tell_each, trace
 from moe_policies.upkeep import Watches
 from moe_robot.moe import ExpertBank, RoutingPlan, drop_rate, expert_names
 from moe_robot.registry import unknown
@@ -324,6 +324,15 @@ class MultimodalPolicy(nn.Module):
         """The plan for the next H control steps, float32 (H, A). Always runs the network."""
         return self.predict_action_chunk(self.senses.batch_of_one(observation))[0].cpu().numpy().astype(np.float32)
 
+    @property
+    def steps_per_plan(self) -> int:
+        """How many actions of a plan are played before the next one is made."""
+        return self.config.execute
+
+    def action_chunks(self, observations: Sequence[Observation]) -> np.ndarray:
+        """The plans of B robots, float32 (B, H, A), from one pass. :meth:`select_action` goes on with its own."""
+        return self.predict_action_chunk(self.senses.batch(observations)).cpu().numpy().astype(np.float32)
+
     def reset(self) -> None:
         """Forget the episode: the rest of the last chunk is dropped."""
         self._queue.clear()
@@ -342,6 +351,12 @@ class MultimodalPolicy(nn.Module):
         if not self.latest_plans:
             return None
         return tell(self.latest_plans, expert_names(self.config.experts), self.network.roles)
+
+    def routings(self) -> tuple[Routing, ...]:
+        """Routes of the latest forward pass, one per sample; empty without a gate."""
+        if not self.latest_plans:
+            return ()
+        return tell_each(self.latest_plans, self._present, expert_names(self.config.experts), self.network.roles)
 
     def token_routes(self) -> tuple[TokenRoutes, ...]:
         """Which token of the latest forward pass went to which experts, per layer; empty without a gate."""

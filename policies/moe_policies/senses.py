@@ -73,6 +73,22 @@ class Senses:
         batch[TASK] = [observation.task or ""]
         return batch
 
+    def batch(self, observations: Sequence[Observation]) -> dict[str, Any]:
+        """Observations of several robots as one batch, each checked like :meth:`batch_of_one`.
+
+        Raises:
+            UserError: one does not fit, or they lack different sensors.
+        """
+        rows = [self.batch_of_one(observation) for observation in observations]
+        keys = rows[0].keys()
+        for row in rows:
+            if row.keys() != keys:
+                raise UserError(
+                    f"one robot gives {', '.join(keys)} and another {', '.join(row)}: plan for each kind by itself"
+                )
+        joined: dict[str, Any] = {key: np.concatenate([row[key] for row in rows]) for key in keys if key != TASK}
+        return joined | {TASK: [sentence for row in rows for sentence in row[TASK]]}
+
     def inputs(self, batch: Mapping[str, Any], processor: Processor, device: torch.device, training: bool) -> Inputs:
         """A batch as the network reads it, normalised; in training with ``sensor_dropout``, some sensors hidden."""
         images, absent, b = {}, set(self.absent), len(batch[TASK])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,24 +14,53 @@ from moe_policies.network import Network
 from moe_robot.moe import RoutingPlan, count_dropped, count_first, count_routes, count_tokens, sum_entropy
 from moe_robot.types import Routing, TokenLabel, TokenRoutes
 
+READ = {
+    "counts_LME": count_routes,
+    "tokens_LM": count_tokens,
+    "entropy_LM": sum_entropy,
+    "dropped_LME": count_dropped,
+    "top_LME": count_first,
+}
+"""Field of a routing -> what is read off a plan for it, per modality."""
+
 
 def tell(plans: Sequence[Sequence[RoutingPlan]], experts: tuple[str, ...], roles: tuple[str, ...]) -> Routing:
     """What the gate did in each layer, the plans of one layer added up."""
+    m = len(MODALITIES)
+    return Routing(MODALITIES, experts, roles, **{name: _of_layers(plans, read, m) for name, read in READ.items()})
 
-    def of_each_layer(read: Callable[[RoutingPlan, int], Tensor]) -> np.ndarray:
-        sums = [torch.stack([read(plan, len(MODALITIES)) for plan in of_layer]).sum(dim=0) for of_layer in plans]
-        return torch.stack(sums).cpu().numpy()
 
-    return Routing(
-        MODALITIES,
-        experts,
-        roles,
-        counts_LME=of_each_layer(count_routes),
-        tokens_LM=of_each_layer(count_tokens),
-        entropy_LM=of_each_layer(sum_entropy),
-        dropped_LME=of_each_layer(count_dropped),
-        top_LME=of_each_layer(count_first),
+def tell_each(
+    plans: Sequence[Sequence[RoutingPlan]],
+    present: Sequence[Sequence[Tensor]],
+    experts: tuple[str, ...],
+    roles: tuple[str, ...],
+) -> tuple[Routing, ...]:
+    """What the gate did with each sample of the batch by itself; ``present`` as for :func:`trace`.
+
+    Every sample counts as a set of modalities of its own, so that all are counted at once.
+    """
+    b, m = present[0][0].shape[0], len(MODALITIES)
+    marked = [
+        [_marked(plan, present_BN, m) for plan, present_BN in zip(of_layer, members, strict=True)]
+        for of_layer, members in zip(plans, present, strict=True)
+    ]
+    parts = {name: np.split(_of_layers(marked, read, b * m), b, axis=1) for name, read in READ.items()}
+    return tuple(
+        Routing(MODALITIES, experts, roles, **{name: part[i] for name, part in parts.items()}) for i in range(b)
     )
+
+
+def _marked(plan: RoutingPlan, present_BN: Tensor, m: int) -> RoutingPlan:
+    sample_T = present_BN.nonzero(as_tuple=True)[0]  # a plan's rows stand sample by sample
+    return replace(plan, modality_T=plan.modality_T + m * sample_T)
+
+
+def _of_layers(
+    plans: Sequence[Sequence[RoutingPlan]], read: Callable[[RoutingPlan, int], Tensor], modalities: int
+) -> np.ndarray:
+    sums = [torch.stack([read(plan, modalities) for plan in of_layer]).sum(dim=0) for of_layer in plans]
+    return torch.stack(sums).cpu().numpy()
 
 
 def label_tokens(network: Network, n_words: int, patches: int, glimpses: int) -> tuple[TokenLabel, ...]:

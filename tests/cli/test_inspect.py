@@ -230,6 +230,26 @@ def test_a_policy_that_does_not_tell_its_tokens_lacks_only_the_regions(laid_out,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["routing.json", "routing.png"]
 
 
+def test_a_placement_is_proposed_judged_and_drawn(laid_out, tmp_path, capsys):
+    asked = ["--placement", 2, "--frames", 16, "--batch", 4, "--copies", 2, "--out", tmp_path]
+    status, out, err = say(capsys, laid_out, *asked)
+    assert status == 0, err
+    report = json.loads((tmp_path / "placement.json").read_text())
+    for name in ("contiguous", "proposed", "with copies"):
+        assert f"{name}: experts take {report['whole'][name]['time']:.2f} times as long" in out.replace("\n", "")
+    for layer in report["layers"]:
+        assert sum(layer["load"]) == pytest.approx(1)
+        for name, told in layer["placements"].items():
+            assert sum(map(len, told["devices"])) == len(report["experts"]) + (2 if name == "with copies" else 0)
+            assert {expert for held in told["devices"] for expert in held} == set(report["experts"])
+            assert 1 <= told["skew_mean"] <= told["skew_max"] + 1e-9 <= 2 + 1e-9
+            assert told["sends"] <= 2 * told["leaving"]
+        assert layer["placements"]["proposed"]["skew_mean"] >= layer["lower_bound"] - 1e-9 >= 1 - 2e-9
+    assert report["whole"]["with copies"]["leaving"] < report["whole"]["contiguous"]["leaving"]
+    assert cv2.imread(str(tmp_path / "placement.png")).std() > 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["placement.json", "placement.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -240,6 +260,11 @@ def test_a_policy_that_does_not_tell_its_tokens_lacks_only_the_regions(laid_out,
             ["RUN", "--routing", "--tasks", "press_rad"],
             "unknown task of the data set 'press_rad': did you mean press_red",
         ),
+        (["RUN", "--routing", "--placement", "2"], "--routing and --placement are two reports"),
+        (["RUN", "--placement", "1"], "--placement is 1: expected at least 2"),
+        (["RUN", "--placement", "9"], "--placement 9 is more devices than there are experts (8)"),
+        (["RUN", "--placement", "2", "--copies", "9"], "--copies 9 is more than 8 experts on 2 devices can have"),
+        (["RUN", "--copies", "2"], "--copies belongs to --placement"),
         (["RUN", "--routing", "--tasks", ","], "--tasks names no task"),
         (["RUN", "--routing", "--data", "nowhere"], "no data set at nowhere"),
         (["RUN", "--routing", "--data", "OTHER"], "camera 'front' is missing (it has 'side')"),

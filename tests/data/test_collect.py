@@ -1,9 +1,11 @@
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from moe_robot.data.collect import collect
 from moe_robot.data.demonstrate import LAYOUTS, SEED_LIMIT, TRIES_PER_LAYOUT, layout_seed
 from moe_robot.data.layout import read_info
 from moe_robot.data.loader import open_dataset
+from moe_robot.processes import Rank
 from moe_robot.types import UserError
 
 ENV = "pointworld/Point-v0"
@@ -175,6 +178,92 @@ def test_kill_minus_nine_loses_no_finished_episode(tmp_path, kills):
     collect(ENV, "all", 25, 10, tmp_path / "killed", options=slow)
     collect(ENV, "all", 25, 10, tmp_path / "whole", options=slow)
     assert fingerprints(tmp_path / "killed") == fingerprints(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.full)])
+def test_workers_that_are_killed_lose_no_slot(tmp_path, kills):
+    chance, over, done, killed = random.Random(9), threading.Event(), 0, 0
+    slow = {"slow": 0.002}
+
+    def note(step):
+        nonlocal done
+        done = step.done
+
+    def kill_now_and_then():
+        nonlocal killed
+        while killed < kills and not over.is_set():
+            before = done
+            while done < before + 2 and not over.is_set():
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0.0, 0.1))
+            if victims := multiprocessing.active_children():
+                chance.choice(victims).kill()
+                killed += 1
+
+    reaper = threading.Thread(target=kill_now_and_then)
+    reaper.start()
+    try:
+        report = collect(ENV, "all", 8 * kills, 10, tmp_path / "killed", options=slow, workers=2, progress=note)
+    finally:
+        over.set()
+        reaper.join()
+    assert killed == kills
+    assert report.episodes == report.collected == 3 * 8 * kills
+    collect(ENV, "all", 8 * kills, 10, tmp_path / "whole", options=slow)
+    assert fingerprints(tmp_path / "killed") == fingerprints(tmp_path / "whole")
+
+
+FORK = multiprocessing.get_context("fork")  # a rank then starts at once: what it loads is loaded here
+
+
+def start_rank(out, rank, episodes):
+    slow = {"slow": 0.002}
+    process = FORK.Process(
+        target=collect, args=(ENV, "all", episodes, 10, out), kwargs={"options": slow, "rank": Rank(rank, 2)}
+    )
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.full)])
+def test_ranks_that_are_killed_collect_the_data_set_of_one_process(tmp_path, kills):
+    out, chance, episodes = tmp_path / "shared", random.Random(4), 5 * kills
+    ranks = [start_rank(out, rank, episodes) for rank in (0, 1)]
+    for _ in range(kills):
+        before = len(list(out.glob("pending/*.parquet")))
+        while len(list(out.glob("pending/*.parquet"))) < before + 2:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0.0, 0.05))
+        victim = chance.randrange(2)
+        assert read_info(out).episodes == 0, "it was over before the last kill: the test shows less than it says"
+        ranks[victim].kill()
+        ranks[victim].join()
+        ranks[victim] = start_rank(out, victim, episodes)
+    for rank in ranks:
+        rank.join()
+        assert rank.exitcode == 0
+    collect(ENV, "all", episodes, 10, tmp_path / "whole", options={"slow": 0.002})
+    assert fingerprints(out) == fingerprints(tmp_path / "whole")
+    assert not (out / "pending").exists()
+    assert not list(out.glob(".share*"))
+
+
+def test_the_living_collect_the_share_of_the_dead(tmp_path):
+    lost = start_rank(tmp_path / "shared", 1, 6)
+    while len(list((tmp_path / "shared").glob("pending/*.parquet"))) < 2:
+        time.sleep(0.005)
+    lost.kill()
+    lost.join()
+    report = collect(ENV, "all", 6, 10, tmp_path / "shared", options={"slow": 0.002}, rank=Rank(0, 2))
+    assert report.episodes == 18
+    assert report.collected <= 16
+    collect(ENV, "all", 6, 10, tmp_path / "whole", options={"slow": 0.002})
+    assert fingerprints(tmp_path / "shared") == fingerprints(tmp_path / "whole")
+
+
+def test_a_rank_is_refused_another_data_set_before_any_work(reference):
+    with pytest.raises(UserError, match="noise"):
+        collect(ENV, "all", 8, 10, reference, noise=0.1, rank=Rank(1, 2))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):

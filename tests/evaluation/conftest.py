@@ -8,9 +8,16 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from moe_policies.policy import MultimodalPolicy
+from moe_robot.registry import environment_features, make_environment
+from moe_robot.types import FeatureStatistics
 
 PLUGIN = Path(__file__).parent / "plugin"
+SMALL = {"width": 16, "hidden": 8, "heads": 2, "stem_channels": 8, "patches": 1, "glimpses": 2}
 STEP0 = {"vision": {"vision": 0.9, "language": 0.1}, "language": {"vision": 0.3, "language": 0.7}}
 
 
@@ -47,3 +54,34 @@ def checkpoint(make_checkpoint):
     return make_checkpoint(
         {"environment": "signpost/Signpost-v0", "routing": {"step0": STEP0}, "steps": 500, "seed": 1}, blunder=0.2
     )
+
+
+@pytest.fixture
+def save(tmp_path):
+    """A function that saves an untrained policy of a preset for the world of doors."""
+
+    def save(preset="moe", **overrides):
+        env = make_environment("signpost")
+        features = environment_features(env)
+        env.close()
+        sizes = {"observation.images.front": 3, "observation.images.wrist": 3, "observation.state": 1, "action": 1}
+        statistics = {
+            key: FeatureStatistics(np.zeros(n), np.ones(n), np.zeros(n), np.ones(n), 1) for key, n in sizes.items()
+        }
+        torch.manual_seed(0)
+        policy = MultimodalPolicy.from_preset(preset, features, statistics, ["go left"], **(SMALL | overrides))
+        policy.save_pretrained(tmp_path / preset)
+        return tmp_path / preset
+
+    return save
+
+
+@pytest.fixture
+def told():
+    """A function that reads a report without what the clock and the machine say."""
+
+    def told(out: Path) -> dict:
+        report = json.loads((out / "report.json").read_text())
+        return {key: value for key, value in report.items() if key not in {"latency_ms", "control_step_ms", "machine"}}
+
+    return told

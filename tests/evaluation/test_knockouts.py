@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,31 +11,9 @@ from moe_robot.evaluation import evaluate
 from moe_robot.evaluation.episode import Actor, Cast, Job
 from moe_robot.evaluation.knockouts import knockout_key, without
 from moe_robot.evaluation.video import film
-from moe_robot.registry import environment_features, make_environment
-from moe_robot.types import FeatureStatistics, UserError
+from moe_robot.types import UserError
 
-SMALL = {"width": 16, "hidden": 8, "heads": 2, "stem_channels": 8, "patches": 1, "glimpses": 2}
 GATES = "gate.modality,gate.content,gate.roles"
-
-
-@pytest.fixture
-def save(tmp_path):
-    """A function that saves an untrained policy of a preset for the world of doors."""
-
-    def save(preset="moe", **overrides):
-        env = make_environment("signpost")
-        features = environment_features(env)
-        env.close()
-        sizes = {"observation.images.front": 3, "observation.images.wrist": 3, "observation.state": 1, "action": 1}
-        statistics = {
-            key: FeatureStatistics(np.zeros(n), np.ones(n), np.zeros(n), np.ones(n), 1) for key, n in sizes.items()
-        }
-        torch.manual_seed(0)
-        policy = MultimodalPolicy.from_preset(preset, features, statistics, ["go left"], **(SMALL | overrides))
-        policy.save_pretrained(tmp_path / preset)
-        return tmp_path / preset
-
-    return save
 
 
 def test_the_rows_of_gates_stand_beside_those_of_experts_everywhere(save, tmp_path, capsys, monkeypatch):
