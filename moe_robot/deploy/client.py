@@ -152,10 +152,11 @@ class RemotePolicy:
 
     def _connect(self) -> ClientConnection:
         try:
-            self._connection = connect(
+            entering = connect(
                 self.address, ssl=self._ssl, additional_headers=self._headers, compression=None, proxy=None,
                 open_timeout=self._answer_s, max_size=CAPS.bytes, max_queue=2, close_timeout=1.0,
             )  # fmt: skip
+            self._connection = entering.__enter__()  # a connection by itself is deprecated; close() is its exit
             hello = unpack(_binary(self._connection.recv(timeout=self._answer_s)), CAPS)
             features = Features.from_json(hello["features"])
         except InvalidStatus as error:
@@ -163,6 +164,10 @@ class RemotePolicy:
             said = (response.body or b"").decode(errors="replace").strip()[:200]
             kind = ConnectionLost if response.status_code == 503 else RemoteError
             raise kind(f"{self.address} turned this client away: {response.status_code} {said}") from error
+        except ssl.SSLCertVerificationError as error:
+            raise RemoteError(
+                f"{self.address} shows a certificate that is not trusted ({error}): see ca_file"
+            ) from error
         except (OSError, TimeoutError, WebSocketException) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConnectionLost(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,14 +105,18 @@ def _batch(robots: Sequence[Sensed]) -> dict[str, Any]:
 
 
 def _trained(folder: Path, device: str, threads: int) -> Any:
-    import torch
+    if device != "cpu":
+        import torch
 
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))  # one is left to the connections
-    if device == "auto":
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: this machine has no CUDA GPU that torch can use; choose cpu")
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA GPU that torch can use; choose cpu")
-    return load_policy(folder, device=device)
+    policy = load_policy(folder, device=device)
+    if "torch" in sys.modules:  # a stranger's policy may do without
+        import torch
+
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))  # one is left to the connections
+    return policy
 
 
 def _sha256(path: Path) -> str:

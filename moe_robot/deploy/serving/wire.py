@@ -143,8 +143,9 @@ def _scalar(entries: Mapping[Any, Any]) -> np.generic:
     if set(entries) != {SCALAR, DATA, DTYPE} or not isinstance(entries[DATA], bool | int | float):
         raise WireError("a scalar is written as a map of __npgeneric__, data (a number) and dtype, and nothing else")
     try:
-        return _dtype(entries[DTYPE]).type(entries[DATA])
-    except (OverflowError, ValueError) as error:
+        with np.errstate(over="raise"):
+            return _dtype(entries[DTYPE]).type(entries[DATA])
+    except (ArithmeticError, ValueError) as error:
         raise WireError(f"a scalar does not fit its type: {error}") from None
 
 
