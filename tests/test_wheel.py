@@ -101,7 +101,7 @@ def test_a_robot_computer_reads_the_shipped_contract(robot_computer):
 
 
 def test_a_client_of_the_policy_server_needs_three_packages_only(robot_computer):
-    others = "PyYAML cbor2 opencv-python-headless".split()
+    others = ["PyYAML", "cbor2", "opencv-python-headless"]
     modules = {"PyYAML": "yaml", "opencv-python-headless": "cv2"}
     block = "".join(f"sys.modules[{modules.get(name, name)!r}] = None; " for name in others)
     done = _run(robot_computer, f"import sys; {block}from moe_robot.deploy.client import RemotePolicy; print('ready')")

@@ -62,25 +62,33 @@ def test_more_robots_than_are_let_in_are_told_so(serve, checkpoint, mirror):
     assert served.metric('turned_away_total{reason="full"}') > 0
 
 
-def test_a_trained_mixture_says_in_a_batch_what_it_says_alone():
-    from moe_robot.deploy.serving.acting import ServedPolicy
-
-    policy = ServedPolicy(SHIPPED, "cpu", 1)
+def _robots(tasks: list[str]) -> list[Sensed]:
     rng = np.random.default_rng(0)
-    tasks = ["pick up the red cube", "press the blue button now", "press the red button", "what is this"]
-    robots = [
+    return [
         Sensed(
             {
                 "observation.images.front": rng.integers(0, 255, (96, 96, 3), dtype=np.uint8),
                 "observation.images.wrist": rng.integers(0, 255, (96, 96, 3), dtype=np.uint8),
                 "observation.state": rng.normal(0.3, 0.2, 19).astype(np.float32),
             },
-            tasks[i % 4],
+            task,
         )
-        for i in range(16)
+        for task in tasks
     ]
+
+
+def test_a_trained_mixture_says_in_a_batch_what_it_says_alone_and_forgets_old_sentences(monkeypatch):
+    from moe_policies import pretrained  # brings torch
+    from moe_robot.deploy.serving.acting import ServedPolicy
+
+    policy = ServedPolicy(SHIPPED, "cpu", 1)
+    tasks = ["pick up the red cube", "press the blue button now", "press the red button", "what is this"]
+    robots = _robots(4 * tasks)
     together = policy.answer(robots)
     alone = [policy.answer([robot])[0] for robot in robots]
     np.testing.assert_allclose(together, alone, atol=1e-5)
     experts, routes_LE = policy.load() or ((), np.zeros(0))
     assert routes_LE.shape == (3, len(experts))
+    monkeypatch.setattr(pretrained, "REMEMBERED", 3)
+    np.testing.assert_allclose(policy.answer(robots), together, atol=1e-5)
+    assert len(policy.policy.network.text.encoder._cache) == 3
