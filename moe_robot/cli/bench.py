@@ -127,17 +127,18 @@ def _run_deploy(options: Options) -> int:
 
 
 def _run_serve(options: Options) -> int:
-    from moe_robot.cli.bench_serve import line_of, measure, network_lines, write
+    from moe_robot.cli.bench_serve import measure, write
 
-    def report(row: dict[str, Any]) -> None:
+    def say(line: str) -> None:
         if not options.json:
-            print(line_of(row), flush=True)
+            print(line, flush=True)
 
     env, sizes = environment(options), sorted(set(options.robots))
-    result = measure(env, sizes, options.windows, options.rate, options.seconds, options.repeats, report)
+    result = measure(env, sizes, options.windows, options.rate, options.seconds, options.repeats, say)
     if options.out:
         write(result, options.out)
-    print(json.dumps(result, indent=1) if options.json else "\n".join(network_lines(result)))
+    if options.json:
+        print(json.dumps(result, indent=1))
     return 0
 
 

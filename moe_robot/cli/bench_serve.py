@@ -49,7 +49,7 @@ def measure(
     rate: float,
     seconds: float,
     repeats: int,
-    report: Callable[[dict[str, Any]], None],
+    say: Callable[[str], object],
 ) -> dict[str, Any]:
     """All numbers. Closes ``env``.
 
@@ -60,7 +60,7 @@ def measure(
         rate: of each robot, Hz.
         seconds: of each measurement, ``repeats`` of which are made.
         repeats: see there; medians are told.
-        report: called with each row as soon as it is there.
+        say: told each line of the table as soon as it is there.
     """
     import torch
 
@@ -88,7 +88,11 @@ def measure(
         for name in PRESETS:
             policies[name].save_pretrained(Path(folder) / name)
         network = _network(policies, observations, seconds)
-        rows = asyncio.run(_sweep(Path(folder), robots, windows_ms, rate, seconds, repeats, frames, report))
+        for line in network_lines(network):
+            say(line)
+        rows = asyncio.run(
+            _sweep(Path(folder), robots, windows_ms, rate, seconds, repeats, frames, lambda row: say(line_of(row)))
+        )
     return {
         "rows": rows,
         "network": network,
@@ -122,10 +126,10 @@ def line_of(row: Mapping[str, Any]) -> str:
     )
 
 
-def network_lines(result: Mapping[str, Any]) -> list[str]:
+def network_lines(network: Mapping[str, Any]) -> list[str]:
     """The bare networks, for people."""
     lines = []
-    for name, of in result["network"].items():
+    for name, of in network.items():
         times = ", ".join(f"{ms:.2f} at batch {batch}" for batch, ms in of["cpu_ms_per_plan"].items())
         lines.append(
             f"{name:<12}  {of['total_parameters'] / 1e6:.2f} M parameters, {of['active_parameters'] / 1e6:.2f} M "

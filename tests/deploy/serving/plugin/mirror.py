@@ -38,11 +38,11 @@ class MirrorPolicy:
 
     def predict_action_chunk(self, batch) -> np.ndarray:
         time.sleep(self.config.delay_s)
-        self.inference_count += 1
         return np.stack([self._plan(*row) for row in zip(batch["observation.state"],
                          batch["observation.images.front"], batch["task"], strict=True)])  # fmt: skip
 
     def action_chunk(self, observation: Observation) -> np.ndarray:
+        time.sleep(self.config.delay_s)
         return self._plan(observation.state, observation.images["front"], observation.task)
 
     def _plan(self, state, picture, task) -> np.ndarray:
