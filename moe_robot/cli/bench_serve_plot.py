@@ -22,6 +22,7 @@ def plot(result: Mapping[str, Any], path: Path) -> Figure:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     rows = result["rows"]
     names = list(dict.fromkeys(row["preset"] for row in rows))
@@ -34,13 +35,17 @@ def plot(result: Mapping[str, Any], path: Path) -> Figure:
             mine = [row for row in rows if (row["preset"], row["way"]) == (name, way)]
             x, y = [row["per_second"] for row in mine], [row["p95_ms"] for row in mine]
             axes.plot(x, y, color=f"C{number}", marker=MARKS[number % len(MARKS)], ms=4, lw=1.2, label=way)
-            for row in mine[-1:] if number else mine:
+            for row in mine if way == kinds[0] else mine[-1:] if way == kinds[-1] else ():
                 place, text = (row["per_second"], row["p95_ms"]), str(row["robots"])
                 axes.annotate(text, place, fontsize=8, color=f"C{number}", xytext=(4, 4), textcoords="offset points")
         periods = 2e3 / result["rate_hz"]
         axes.axhline(periods, color="0.5", ls="--", lw=1, label=f"two periods of {result['rate_hz']:g} Hz")
         axes.set(xscale="log", yscale="log", xlabel="answers per second, of all robots together", title=name)
-        axes.grid(alpha=0.3, which="both")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
     panels[0].set_ylabel("p95 from observation to plan, ms")
     panels[0].legend(fontsize=8)
     cores, load = result["machine"]["cores"], result["load"]
