@@ -127,12 +127,13 @@ def _run_deploy(options: Options) -> int:
 
 
 def _run_serve(options: Options) -> int:
-    from moe_robot.cli.bench_serve import measure, write
+    from moe_robot.cli.bench_serve import check, measure, write
 
     def say(line: str) -> None:
         if not options.json:
             print(line, flush=True)
 
+    check(options.robots, options.windows, options.rate)
     env, sizes = environment(options), sorted(set(options.robots))
     result = measure(env, sizes, options.windows, options.rate, options.seconds, options.repeats, say)
     if options.out:

@@ -42,6 +42,16 @@ def ways(windows_ms: Sequence[float], most: int) -> list[Way]:
     return [Way(ONE_BY_ONE, 0.0, 1), *(Way(f"window {ms:g} ms", ms / 1e3, most) for ms in windows_ms)]
 
 
+def check(robots: Sequence[int], windows_ms: Sequence[float], rate: float) -> None:
+    """Nothing if these can be measured.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if not robots or min(robots) < 1 or rate <= 0 or not windows_ms or min(windows_ms) < 0:
+        raise UserError("--robots, --windows and --rate: expected positive numbers, for example --robots 1 16 64")
+
+
 def measure(
     env: Any,
     robots: Sequence[int],
@@ -70,8 +80,6 @@ def measure(
     from moe_robot.evaluation.results import versions
     from moe_robot.registry import environment_features, presets
 
-    if not robots or min(robots) < 1 or rate <= 0 or not windows_ms or min(windows_ms) < 0:
-        raise UserError("--robots, --windows and --rate: expected positive numbers, for example --robots 1 16 64")
     try:
         features, observations = environment_features(env), observations_of(env, 4)
     finally:
