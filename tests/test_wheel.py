@@ -84,7 +84,7 @@ def _run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
     [
         "types", "registry", "kinematics", "words", "cli", "deploy", "deploy.contract", "deploy.safety", "deploy.guard",
         "deploy.loop", "deploy.inference", "deploy.checkpoint", "deploy.exported", "deploy.backends.rosbridge",
-        "deploy.backends.fake", "deploy.backends.ros2", "deploy.transport", "deploy.policy_node",
+        "deploy.backends.fake", "deploy.backends.ros2", "deploy.transport", "deploy.policy_node", "deploy.client",
     ],
 )  # fmt: skip
 def test_a_robot_computer_without_torch_can_import(robot_computer, module):
@@ -98,6 +98,14 @@ def test_a_robot_computer_without_torch_can_import(robot_computer, module):
 def test_a_robot_computer_reads_the_shipped_contract(robot_computer):
     code = "from moe_robot.deploy.contract import load_contract; print(load_contract('pitstop').robot)"
     assert _run(robot_computer, code).stdout == "pitstop\n"
+
+
+def test_a_client_of_the_policy_server_needs_three_packages_only(robot_computer):
+    others = ["PyYAML", "cbor2", "opencv-python-headless"]
+    modules = {"PyYAML": "yaml", "opencv-python-headless": "cv2"}
+    block = "".join(f"sys.modules[{modules.get(name, name)!r}] = None; " for name in others)
+    done = _run(robot_computer, f"import sys; {block}from moe_robot.deploy.client import RemotePolicy; print('ready')")
+    assert done.stdout == "ready\n", done.stderr
 
 
 def test_the_robot_computer_of_these_tests_has_no_torch(robot_computer):

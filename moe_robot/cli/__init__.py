@@ -34,6 +34,7 @@ VERBS = {
     "extract": "cut out of a mixture the small policy that one instruction needs",
     "export": "write a policy as one graph, for onnxruntime or torch.export, to run without its network",
     "bench": "measure speed and memory of rendering, environment and policy",
+    "serve": "answer many robots' observations with one policy, over websockets",
     "deploy": "run a policy on a robot behind a rosbridge server, through the safety gate",
     "replay": "run a policy over demonstrations or a recording and compare its actions with what was done",
     "sim-node": "put PitStop behind the rosbridge protocol, as if it were a robot",

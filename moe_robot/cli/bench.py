@@ -19,19 +19,19 @@ from moe_robot.types import UserError
 class Options:
     """Options of ``moe-robot bench``."""
 
-    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "data", "deploy"]]
+    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "data", "deploy", "serve"]]
     """render: camera pictures per CPU-second. env: control steps with all cameras per CPU-second, under the scripted
     expert. policy: latency of a new action chunk and training samples per second. moe: the mixture-of-experts layer
     beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU). data: writing and reading
     demonstrations. deploy: from picture to command over rosbridge, the safety gate, the control loop's jitter, and what
-    an outage leaves behind."""
+    an outage leaves behind. serve: throughput against latency of the policy server, for fleets of several sizes."""
     env: str = "pitstop"
     """Environment: short name or Gymnasium id."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Options of the environment, for example objects=all render=full image_size=128."""
     seconds: float = 5.0
     """Seconds of processor time to measure for, after a warm-up; for moe at each size, on average over the layers; for
-    deploy seconds of real time in each window."""
+    deploy and serve seconds of real time in each window."""
     repeats: int = 3
     """Measure this often and report the median."""
     preset: str = "moe"
@@ -58,6 +58,14 @@ class Options:
     """data: height and width of the pictures."""
     peer: Path | None = None
     """data, deploy: a Python in whose environment lerobot, or roslibpy, is installed, to measure it in turn."""
+    robots: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """serve: sizes of the fleet."""
+    windows: tuple[float, ...] = (0, 5, 20)
+    """serve: batch windows, ms; one by one is measured beside them."""
+    rate: float = 20.0
+    """serve: how often each robot asks for a plan, Hz."""
+    out: Path | None = None
+    """serve: write serve.json and serve.png into this folder."""
     json: bool = False
     """Print JSON in place of the table."""
 
@@ -71,6 +79,8 @@ def run(options: Options) -> int:
         return _run_moe(options)
     if options.what == "deploy":
         return _run_deploy(options)
+    if options.what == "serve":
+        return _run_serve(options)
     if options.what == "data":
         from moe_robot.cli.bench_data import measure as measure_data
 
@@ -113,6 +123,23 @@ def _run_deploy(options: Options) -> int:
 
     result = measure(options.seconds, options.repeats, options.peer)
     print(json.dumps(result, indent=1) if options.json else "\n".join(table_lines(result)))
+    return 0
+
+
+def _run_serve(options: Options) -> int:
+    from moe_robot.cli.bench_serve import check, measure, write
+
+    def say(line: str) -> None:
+        if not options.json:
+            print(line, flush=True)
+
+    check(options.robots, options.windows, options.rate)
+    env, sizes = environment(options), sorted(set(options.robots))
+    result = measure(env, sizes, options.windows, options.rate, options.seconds, options.repeats, say)
+    if options.out:
+        write(result, options.out)
+    if options.json:
+        print(json.dumps(result, indent=1))
     return 0
 
 

@@ -124,8 +124,29 @@ class ExportedPolicy:
         feed[STATE] = self._state(observation)[None]
         if self.manifest.vocabulary is not None:
             feed[TASK] = number_words([self._sentence(observation)], self.manifest.vocabulary)
-        (actions_BHA,) = self._session.run(None, feed)
-        return np.asarray(actions_BHA)[0]
+        return self._run(feed)[0]
+
+    def predict_action_chunk(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """A batch of observations, checked by the caller -> plans (B, H, A), float32, in the environment's units.
+
+        Args:
+            batch: ``observation.images.<camera>`` uint8 (B, H, W, 3), ``observation.state`` float32 (B, S), and
+                ``task``, B sentences.
+
+        Raises:
+            UserError: the graph was written for one observation at a time, or does not follow one of the sentences.
+        """
+        if not self.manifest.any_batch:
+            raise UserError("this policy was exported for one observation at a time: export it with --batch dynamic")
+        feed = {name: batch[name] for name in self.manifest.inputs if name != TASK}
+        if self.manifest.vocabulary is not None:
+            sentences = [self._sentence(Observation({}, None, sentence)) for sentence in batch[TASK]]
+            feed[TASK] = number_words(sentences, self.manifest.vocabulary)
+        return self._run(feed)
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+        (actions_BHA,) = self._session.run(None, dict(feed))
+        return np.asarray(actions_BHA)
 
     def _frame(self, observation: Observation, camera: str) -> np.ndarray:
         wanted, frame = (*self.features.cameras[camera], 3), observation.images.get(camera)

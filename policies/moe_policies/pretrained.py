@@ -21,6 +21,8 @@ from moe_robot.words import LONGEST, PADDING, UNKNOWN, number_words, words
 BUNDLED_SHA256 = {"minilm": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 SCRATCH = "scratch"
 _INFO = "source.json"
+REMEMBERED = 512
+"""Sentences whose encoding is kept: a server is asked with whatever strangers send."""
 
 
 class TextEncoder(nn.Module):
@@ -70,6 +72,8 @@ class TextEncoder(nn.Module):
                 hidden, mask = self._encode(new)
             self._cache.update((sentence, h[m]) for sentence, h, m in zip(new, hidden, mask, strict=True))
         rows = [self._cache[sentence] for sentence in sentences]
+        while len(self._cache) > REMEMBERED:
+            del self._cache[next(iter(self._cache))]  # the oldest
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
         mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
