@@ -6,9 +6,6 @@ enables it again. It is no emergency stop: that must be a button that cuts the p
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 
 from moe_robot.deploy import freshness
@@ -142,14 +139,15 @@ class SafetyGate:
 
 def _numbers(command: Command) -> tuple[Command, Broken | None]:
     """The command with its own copy of its arrays, as float64 that nobody can write to."""
-    key = "twist" if isinstance(command, TwistCommand) else "positions"
-    changes: dict[str, Any] = {key: getattr(command, key), "opening": command.opening}
+    kind, asked = (
+        (TwistCommand, command.twist) if isinstance(command, TwistCommand) else (JointCommand, command.positions)
+    )
     try:
-        changes[key] = _frozen(np.array(changes[key], dtype=float))
-        changes["opening"] = None if command.opening is None else float(command.opening)
+        values = _frozen(np.array(asked, dtype=float))
+        opening = None if command.opening is None else float(command.opening)
     except (TypeError, ValueError, OverflowError):
         return command, ("shape", "the command is not made of numbers")
-    return replace(command, **changes), None
+    return kind(values, opening, command.observed), None
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
