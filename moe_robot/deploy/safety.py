@@ -12,7 +12,7 @@ from moe_robot.deploy import freshness
 from moe_robot.deploy.contract import Contract
 from moe_robot.deploy.decision import Broken, Decision, Failure, State, failure
 from moe_robot.deploy.robot_io import Command, GatedCommand, JointCommand, TwistCommand
-from moe_robot.deploy.safety_rules import JointRules, TwistRules
+from moe_robot.deploy.safety_rules import JointRules, TwistRules, measured_not_finite
 from moe_robot.deploy.sync import Sensed
 
 
@@ -43,6 +43,8 @@ class SafetyGate:
             Why not, in which case nothing changes: a sensor is wrong, or it is enabled already. Else None.
         """
         broken = self._sensors(sensed, now)
+        if not broken and (wrong := measured_not_finite(sensed.newest)):
+            broken = "finite", wrong
         if self._state is State.ENABLED:  # perhaps in another way: what moves must be stopped first
             broken = "operator", "the robot is enabled already: stop it first"
         if broken:

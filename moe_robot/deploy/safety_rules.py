@@ -181,6 +181,11 @@ class _Workspace:
 def _not_finite(values: np.ndarray, opening: float | None, measured: JointState | None) -> str | None:
     if not np.isfinite(values).all() or (opening is not None and not np.isfinite(opening)):
         return "the command holds NaN or infinity"
+    return measured_not_finite(measured)
+
+
+def measured_not_finite(measured: JointState | None) -> str | None:
+    """Which part of a measurement is no number, or None."""
     if measured is None:
         return None
     speeds, at = measured.velocities, measured.opening

@@ -245,6 +245,7 @@ def test_enabling_is_refused_while_a_sensor_is_wrong(pitstop):
     gate = SafetyGate(pitstop)
     assert gate.enable(sensed(wrist=NOW - 9), NOW).rule == "freshness"
     assert gate.enable(sensed(wrist=NOW - 0.19, front=NOW), NOW).rule == "skew"
+    assert gate.enable(sensed(bent(2, np.nan)), NOW).rule == "finite"
     assert gate.state is State.DISABLED
 
 
