@@ -35,6 +35,9 @@ class Options:
     """Let commands reach the robot once it is enabled. Without it they are judged and counted, and nothing moves."""
     enable_at_start: bool = False
     """Enable it without being asked, on every new connection. Only for a simulated robot on this machine."""
+    lockstep: bool = False
+    """Answer each moment of `moe-robot sim-node --lockstep`, which waits for it: the very actions of `moe-robot eval`,
+    however slow the machine is. With --enable-at-start, which then enables it again after a hold."""
     seconds: float | None = None
     """End after so many. Left out: until q or Ctrl-C."""
     transport: Literal["auto", "rclpy", "rosbridge"] = "auto"
@@ -62,6 +65,7 @@ def run(options: Options) -> int:
     from moe_robot.deploy.guard import GuardedRobot
     from moe_robot.deploy.inference import PolicyProcess
     from moe_robot.deploy.instruction import instruction
+    from moe_robot.deploy.lockstep import LockstepLoop
     from moe_robot.deploy.loop import ControlLoop
     from moe_robot.deploy.operator import KEYS, Operator
     from moe_robot.deploy.recording import Recorder
@@ -73,6 +77,8 @@ def run(options: Options) -> int:
         raise UserError(f"--seconds {options.seconds:g}: expected more than 0")
     if options.join is not None and (options.join < 1 or options.blend is not None):
         raise UserError(f"--join {options.join}: expected 1 or more control steps, and no --blend")
+    if options.lockstep and (not options.enable_at_start or options.join is not None or options.blend is not None):
+        raise UserError("--lockstep is for a simulated robot: add --enable-at-start, and leave --blend and --join out")
     task = instruction(options.instruction)
     contract, folder = load_contract(options.contract), policy_directory(options.checkpoint)
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -80,11 +86,15 @@ def run(options: Options) -> int:
     about = {"robot": contract.robot, "contract": options.contract, "checkpoint": str(folder)}
     recorder = Recorder(options.record, contract, about, partial(print, file=sys.stderr)) if options.record else None
     robot = GuardedRobot(io, contract, recorder.decided if recorder else None)
-    policy = PolicyProcess(partial(load_act, folder, contract, task))
+    policy = PolicyProcess(partial(load_act, folder, contract, task, options.lockstep))
     plan = JoinedChunks(contract.period_s, contract.max_command_age_s, options.join) if options.join else None
-    loop = ControlLoop(robot, contract, policy, task, options.blend, plan)
+    if options.lockstep:
+        loop = LockstepLoop(robot, io, contract, policy, task)
+    else:
+        loop = ControlLoop(robot, contract, policy, task, options.blend, plan)
     simulation = io if options.enable_at_start else None
-    operator = Operator(robot, options.live, contract.heartbeat_s / 5, say, simulation)
+    beat_every_s = min(contract.heartbeat_s / 5, 0.05 if options.lockstep else math.inf)
+    operator = Operator(robot, options.live, beat_every_s, say, simulation, persistent=options.lockstep)
     report = Report(robot, io, loop.timings, say)
     with endings_wait() as interrupted:
         try:

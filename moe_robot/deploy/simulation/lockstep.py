@@ -13,8 +13,8 @@ from typing import Any
 from moe_robot.deploy.simulation.robot import SimulatedRobot
 from moe_robot.deploy.simulation.server import Server
 
-RETELL_S = 0.05
-"""Between two tellings of one moment: stamps stay younger than any contract's limit, and a lost picture comes again."""
+RETELL_S = 0.08
+"""Between two tellings of one moment: stamps stay younger than a contract allows, and a lost picture comes again."""
 LOOK_S = 0.002
 
 
