@@ -138,12 +138,8 @@ def _judge(node: SimNode, episodes: int | None) -> None:
         while episodes is None or len(seen) < episodes:
             instruction, outcome = node.instruction, node.episode()
             seen.append(outcome.result == "success")
-            late = f" ({outcome.behind_s:.1f} s of real time left out)" if outcome.behind_s else ""
-            print(
-                f"episode {len(seen)}{of}: {outcome.task}, seed {outcome.seed}, {instruction!r}: {outcome.result} "
-                f"after {outcome.seconds:.1f} s{late}",
-                flush=True,
-            )
+            which = f"episode {len(seen)}{of}: {outcome.task}, seed {outcome.seed}, {instruction!r}"
+            print(f"{which}: {outcome}", flush=True)
     finally:
         if seen:
             print(f"success {sum(seen)}/{len(seen)} = {Rate.of(seen)}", flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,34 +19,33 @@ from moe_robot.deploy.decision import State
 from moe_robot.deploy.guard import GuardedRobot
 from moe_robot.deploy.loop import Step, Thinker
 from moe_robot.deploy.observation import observe
-from moe_robot.deploy.robot_io import RobotIO
+from moe_robot.deploy.robot_io import JointCommand
+from moe_robot.deploy.simulation.lockstep import LOOK_S, STEP
 from moe_robot.deploy.sync import Sensed
 from moe_robot.deploy.timings import Timings
 
-LOOK_S = 0.002
-DROPPED = "commands dropped"
+AGAIN_S = 0.3
+"""An answer that the robot does not move upon is sent again: it may be lost, and the robot knows it by its mark."""
 
 
 class LockstepLoop:
     """Runs one policy on one waiting robot. For one thread; enabling and stopping the robot is for any."""
 
-    def __init__(self, robot: GuardedRobot, io: RobotIO, contract: Contract, policy: Thinker, task: str) -> None:
+    def __init__(self, robot: GuardedRobot, contract: Contract, policy: Thinker, task: str) -> None:
         """Nothing runs yet.
 
         Args:
-            robot: behind the gate.
-            io: the same without, to be asked what became of commands.
+            robot: behind the gate; it takes joint positions.
             contract: of the robot.
             policy: its answers are what is played before it is asked again (``load_act(..., as_evaluated=True)``).
             task: the instruction.
         """
-        self._robot, self._io, self._contract, self._policy, self._task = robot, io, contract, policy, task
+        self._robot, self._contract, self._policy, self._task = robot, contract, policy, task
+        self._mark = self._episode = self._asked_in = ""
         self._plan: deque[tuple[int, np.ndarray]] = deque()
-        self._epoch, self._asked_in = 0, -1
-        self._mark = ""
+        self._thinking = False
         self._action: tuple[int, np.ndarray] | None = None
-        self._dropped: int | None = None
-        self._idled = -float("inf")
+        self._sent = self._idled = -float("inf")
         self.timings = Timings()
 
     def run(
@@ -64,46 +64,56 @@ class LockstepLoop:
     def look(self) -> Step | None:
         """Do what can be done now: take the policy's answer, ask it, send what this moment is to be answered with."""
         now, sensed = self._robot.now(), self._robot.sense()
-        if sensed.epoch != self._epoch:  # another robot, or it began anew
-            self._epoch, self._mark, self._action = sensed.epoch, "", None
-            self._plan.clear()
+        mark = mark_of(sensed, self._contract)
+        if mark and mark != self._mark:
+            self._begin(mark)
         self._listen(now)
-        if (mark := mark_of(sensed, self._contract)) and mark != self._mark:
-            self._mark, self._action, self._dropped = mark, None, None
         if self._policy.failure is not None:
             self._robot.trip("policy", self._policy.failure)
-        if mark and mark == self._mark and not self._has_been_sent():
+        if mark and now - self._sent >= AGAIN_S and self._has_action(sensed) and self._robot.state is State.ENABLED:
             return self._answer(sensed, now)
         return self._idle(sensed, now)
 
+    def _begin(self, mark: str) -> None:
+        """Another moment; of another episode nothing counts that was planned before."""
+        self._mark, self._action, self._sent = mark, None, -float("inf")
+        if (episode := mark.rpartition(STEP)[0]) != self._episode:
+            self._episode = episode
+            self._plan.clear()
+
     def _listen(self, now: float) -> None:
         chunk = self._policy.answer()
-        if chunk is not None and self._asked_in == self._epoch:
-            self.timings.add("observation to answer", now - chunk.observed)
+        if chunk is None:
+            return
+        self._thinking = False
+        self.timings.add("observation to answer", now - chunk.observed)
+        if self._asked_in == self._episode:
             self._plan.extend(enumerate(chunk.actions))
 
-    def _has_been_sent(self) -> bool:
-        return self._dropped is not None and self._io.status().counts.get(DROPPED, 0) == self._dropped
-
-    def _answer(self, sensed: Sensed, now: float) -> Step | None:
-        seen = observe(sensed, self._contract, self._task)
-        assert seen
-        assert sensed.newest
-        if self._action is None:
-            if not self._plan:
-                if self._policy.ask(*seen):
-                    self._asked_in = self._epoch
-                return self._idle(sensed, now)
+    def _has_action(self, sensed: Sensed) -> bool:
+        """Whether there is an answer to this moment; else the policy is asked, once."""
+        if self._action is None and self._plan:
             self._action = self._plan.popleft()
+        if self._action is None and not self._thinking:
+            seen = observe(sensed, self._contract, self._task)
+            if seen and self._policy.ask(*seen):
+                self._thinking, self._asked_in = True, self._episode
+        return self._action is not None
+
+    def _answer(self, sensed: Sensed, now: float) -> Step:
+        assert self._action is not None
+        assert sensed.newest is not None
         index, action = self._action
-        observed = seen[1] - index * self._contract.period_s  # in the time of a world that stands still
-        if self._robot.state is not State.ENABLED:
-            return self._idle(sensed, now)
-        decision = self._robot.step(motion.command(action, sensed.newest, self._contract, observed))
+        # In the time of a world that stands still: each action of a plan is a control step older than the one before.
+        observed = sensed.newest.sensed - index * self._contract.period_s
+        command = motion.command(action, sensed.newest, self._contract, observed)
+        if isinstance(command, JointCommand):
+            command = replace(command, mark=self._mark)
+        decision = self._robot.step(command)
         if decision.passed is None:
             return Step(now, sensed, None, decision)
-        again, self._dropped = self._dropped is not None, self._io.status().counts.get(DROPPED, 0)
-        return Step(now, sensed, None if again else action, decision, observed)
+        first, self._sent = self._sent == -float("inf"), now
+        return Step(now, sensed, action if first else None, decision, observed)
 
     def _idle(self, sensed: Sensed, now: float) -> Step | None:
         """No command; the gate looks at the sensors once a control period, as in the loop in real time."""

@@ -141,15 +141,15 @@ class SafetyGate:
 
 def _numbers(command: Command) -> tuple[Command, Broken | None]:
     """The command with its own copy of its arrays, as float64 that nobody can write to."""
-    kind, asked = (
-        (TwistCommand, command.twist) if isinstance(command, TwistCommand) else (JointCommand, command.positions)
-    )
+    twist = isinstance(command, TwistCommand)
     try:
-        values = _frozen(np.array(asked, dtype=float))
+        values = _frozen(np.array(command.twist if twist else command.positions, dtype=float))
         opening = None if command.opening is None else float(command.opening)
     except (TypeError, ValueError, OverflowError):
         return command, ("shape", "the command is not made of numbers")
-    return kind(values, opening, command.observed), None
+    if twist:
+        return TwistCommand(values, opening, command.observed), None
+    return JointCommand(values, opening, command.observed, command.mark), None
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -231,10 +231,11 @@ def test_a_machine_that_is_too_slow_is_told_and_not_hurried_after(env, robot):
 
 
 class Waiting:
-    """A server whose client answers each moment once, after it has been told twice; it keeps what it was told."""
+    """A server whose client answers each moment after it has been told twice; it keeps what it was told."""
 
     def __init__(self, commands):
         self.commands, self.marks, self.told, self.reset = commands, [], 0, False
+        """Topic, numbers, and how many moments ago that was which each answers; None for no mark."""
 
     def wanted(self, topic):
         return True
@@ -247,7 +248,14 @@ class Waiting:
         if self.told < 6:  # three topics, twice
             return []
         self.told = 0
-        return self.commands
+        marks = [None, *dict.fromkeys(self.marks)]
+        return [
+            (topic, self.answer(data, None if ago is None else marks[-1 - ago])) for topic, data, ago in self.commands
+        ]
+
+    @staticmethod
+    def answer(data, mark):
+        return {"layout": {"dim": [{"label": mark, "size": 1, "stride": 1}] if mark else []}, "data": data}
 
     def restart(self):
         self.reset = False
@@ -256,17 +264,17 @@ class Waiting:
         return self.reset
 
 
-def test_in_lockstep_the_world_moves_by_one_control_step_for_each_whole_command(env, robot):
-    still = {"data": np.zeros(7).tolist()}
-    # A hold alone does not move the world on, and one that follows a command does not displace it.
-    hold = {"data": (0.1 + np.zeros(7)).tolist()}
-    server = Waiting([(COMMANDS, hold), (COMMANDS, still), ("/gripper_controller/commands", {"data": [0.04]})] * 2)
+def test_in_lockstep_the_world_moves_by_one_control_step_for_each_answer_to_its_moment(env, robot):
+    still, other, gripper = [0.0] * 7, [0.1] * 7, "/gripper_controller/commands"
+    # Neither a hold, which bears no mark, nor what answers the moment before moves the world on.
+    strangers = [(COMMANDS, other, None), (COMMANDS, other, 1), (gripper, [0.08], 1)]
+    server = Waiting([*strangers, (COMMANDS, still, 0), (gripper, [0.04], 0), *strangers])
     node = SimNode(env, robot, server, "pick_red_cube", 3, lockstep=True)
     obeyed, obey = [], robot.obey
-    robot.obey = lambda topic, message: obeyed.append((topic, message)) or obey(topic, message)
+    robot.obey = lambda topic, message: obeyed.append((topic, message["data"])) or obey(topic, message)
     outcome = node.episode()
     assert (outcome.result, outcome.seconds) == ("time out", pytest.approx(10.0))
-    assert obeyed == [(COMMANDS, still), ("/gripper_controller/commands", {"data": [0.04]})] * 100
+    assert obeyed == [(COMMANDS, still), (gripper, [0.04])] * 100
     assert len(dict.fromkeys(server.marks)) == 100
 
 

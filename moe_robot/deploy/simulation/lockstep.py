@@ -1,7 +1,8 @@
 """A simulated robot that waits: it tells what it senses, and moves by one control step when it is told to.
 
 Whoever answers may take as long as it takes, and gets the very world of an evaluation. What belongs to one moment
-bears the same mark, in the ``frame_id`` of its header; it is told again with a new stamp until the answer is there.
+bears the same mark, in the ``frame_id`` of its header; it is told again with a new stamp until the answer is there, and
+an answer bears the mark of the moment it answers, so that none counts for another, however often it comes.
 """
 
 from __future__ import annotations
@@ -10,29 +11,31 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moe_robot.deploy.command_messages import mark_of
 from moe_robot.deploy.simulation.robot import SimulatedRobot
 from moe_robot.deploy.simulation.server import Server
 
 RETELL_S = 0.08
 """Between two tellings of one moment: stamps stay younger than a contract allows, and a lost picture comes again."""
 LOOK_S = 0.002
+STEP = " step "
+"""In a mark, between which episode it is of and the number of the control step."""
 
 
 def await_commands(
     robot: SimulatedRobot, server: Server, mark: str, give_up: Callable[[], bool], sleep: Callable[[float], None]
 ) -> Mapping[str, Mapping[str, Any]] | None:
-    """Tell one moment until a command has come on every command topic: topic -> message. None after ``give_up()``.
+    """Tell one moment until it was answered on every command topic: topic -> message. None after ``give_up()``.
 
-    What came before is of the moment before. A hold has no opening of the gripper, so it alone does not move the world
-    on, and one that comes after a whole command does not displace it.
+    What bears another mark is left out, and what bears none: a hold does not move the world on.
     """
-    server.take_each()
     contents: Mapping[str, Mapping[str, Any]] = {}
     heard: dict[str, Mapping[str, Any]] = {}
     told_at = float("-inf")
     while not give_up():
         for topic, message in server.take_each():
-            heard[topic] = message
+            if mark_of(message) == mark:
+                heard[topic] = message
             if len(heard) == len(robot.sinks):
                 return heard
         if time.monotonic() - told_at >= RETELL_S and all(map(server.wanted, robot.sources)):

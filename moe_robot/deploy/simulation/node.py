@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moe_robot.deploy.simulation.lockstep import await_commands
+from moe_robot.deploy.simulation.lockstep import STEP, await_commands
 from moe_robot.deploy.simulation.robot import SimulatedRobot
 from moe_robot.deploy.simulation.server import Server
 
@@ -32,6 +32,10 @@ class Outcome:
     result: Literal["success", "wrong", "time out"]
     seconds: float
     behind_s: float
+
+    def __str__(self) -> str:
+        late = f" ({self.behind_s:.1f} s of real time left out)" if self.behind_s else ""
+        return f"{self.result} after {self.seconds:.1f} s{late}"
 
 
 class SimNode:
@@ -89,7 +93,7 @@ class SimNode:
         world, steps = self._env.unwrapped, 0
         per_step = round(1 / world.control_hz / world.update_s)
         while True:
-            mark = f"seed {self._seed} try {self._tries} step {steps}"
+            mark = f"seed {self._seed} try {self._tries}{STEP}{steps}"
             commands = await_commands(self._robot, self._server, mark, self._server.wants_reset, sleep)
             if commands is None:
                 return None
