@@ -41,6 +41,14 @@ def test_one_joint_about_z_turns_the_tool_in_the_plane():
 
 @given(seeds)
 @settings(max_examples=30, deadline=None)
+def test_the_position_alone_is_that_of_forward_kinematics(seed):
+    rng = np.random.default_rng(seed)
+    chain, q = random_chain(rng), rng.uniform(-2, 2, 7)
+    np.testing.assert_allclose(chain.position(q), chain.forward(q)[0], rtol=0, atol=1e-14)
+
+
+@given(seeds)
+@settings(max_examples=30, deadline=None)
 def test_jacobian_is_the_derivative_of_forward_kinematics(seed):
     rng = np.random.default_rng(seed)
     chain, q, h = random_chain(rng), rng.uniform(-2, 2, 7), 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +20,16 @@ from moe_robot.types import UserError
 class Options:
     """Options of ``moe-robot bench``."""
 
-    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "data", "deploy", "serve"]]
+    what: tyro.conf.Positional[
+        Literal["render", "env", "policy", "moe", "data", "deploy", "paired", "serve"]
+    ]
     """render: camera pictures per CPU-second. env: control steps with all cameras per CPU-second, under the scripted
     expert. policy: latency of a new action chunk and training samples per second. moe: the mixture-of-experts layer
     beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU). data: writing and reading
-    demonstrations. deploy: from picture to command over rosbridge, the safety gate, the control loop's jitter, and what
-    an outage leaves behind. serve: throughput against latency of the policy server, for fleets of several sizes."""
+    demonstrations. deploy: from picture to command over rosbridge and ROS 2, the safety gate, the control loop's
+    jitter, and what an outage leaves behind. paired: success of a policy through `sim-node` and `deploy` in real time
+    beside `eval`, on the same seeds. serve: throughput against latency of the policy server, for fleets of several
+    sizes."""
     env: str = "pitstop"
     """Environment: short name or Gymnasium id."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
@@ -64,8 +69,19 @@ class Options:
     """serve: batch windows, ms; one by one is measured beside them."""
     rate: float = 20.0
     """serve: how often each robot asks for a plan, Hz."""
+    checkpoint: Path = Path("assets/checkpoints/pitstop-demo-moe")
+    """paired: the policy, a checkpoint folder or a training run."""
     out: Path | None = None
-    """serve: write serve.json and serve.png into this folder."""
+    """serve: write serve.json and serve.png into this folder. paired: folder for what is finished; the same command
+    goes on from there."""
+    tasks: str = "press_red,press_green,press_blue,pick_red_cube,pick_blue_cube"
+    """paired: tasks with commas between; each is asked for in the sentence of its first episode."""
+    episodes: int = 10
+    """paired: of each task, on seeds from 100000 up."""
+    transport: Literal["rclpy", "rosbridge"] = "rosbridge"
+    """paired: the way between robot and policy."""
+    contract: str = "pitstop"
+    """paired: the robot's contract, a YAML file or a shipped one by its name."""
     json: bool = False
     """Print JSON in place of the table."""
 
@@ -82,6 +98,11 @@ def run(options: Options) -> int:
     if options.what == "serve":
         return _run_serve(options)
     if options.what == "data":
+
+
+    if options.what == "paired":
+        result = _run_paired(options)
+    elif options.what == "data":
         from moe_robot.cli.bench_data import measure as measure_data
 
         result = measure_data(options.size, options.repeats, options.peer)
@@ -141,6 +162,17 @@ def _run_serve(options: Options) -> int:
     if options.json:
         print(json.dumps(result, indent=1))
     return 0
+
+
+def _run_paired(options: Options) -> dict[str, Any]:
+    from moe_robot.cli.bench_paired import measure
+
+    if options.out is None or options.episodes < 1:
+        raise UserError("bench paired needs --out FOLDER, and --episodes of 1 or more")
+    return measure(
+        options.checkpoint, options.out, options.tasks, options.episodes, options.transport, options.contract,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
 
 
 def bench_render(options: Options) -> dict[str, Any]:

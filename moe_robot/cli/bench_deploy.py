@@ -1,59 +1,72 @@
-"""``moe-robot bench deploy``: from picture to command over rosbridge, the gate, the loop's jitter, and outages.
+"""``moe-robot bench deploy``: from picture to command over rosbridge and ROS 2, the gate, the loop's jitter, outages.
 
 Clients take turns, window by window, so that what disturbs one disturbs all. No network of a policy runs.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moe_robot.cli.bench_deploy_robot import RATE_HZ, bench_contract, position_of, serve
-from moe_robot.types import Observation, UserError
+from moe_robot.cli.bench_deploy_robot import NATIVE, RATE_HZ, bench_contract, position_of
+from moe_robot.cli.bench_deploy_windows import outage, robot, window
+from moe_robot.deploy.backends.ros2_messages import available
+from moe_robot.types import Observation
 
 OURS, PEER = "moe_robot, CBOR", "roslibpy, JSON"
+OURS_NATIVE, PLAIN = "moe_robot, rclpy", "a plain rclpy loop"
 GATE_STEPS = 2000
 
 
-def measure(seconds: float, repeats: int, peer: Path | None, outage: bool = True) -> dict[str, Any]:
-    """Plain data.
+def measure(seconds: float, repeats: int, peer: Path | None, outages: bool = True) -> dict[str, Any]:
+    """Plain data. Over ROS 2 itself as well where this Python has rclpy.
 
     Args:
         seconds: of each window.
         repeats: windows of each client.
         peer: a Python that has roslibpy; None leaves it out.
-        outage: also count the commands that come late after an outage, which takes 15 s per client.
+        outages: also count the commands that come late after an outage, which takes 15 s per client.
 
     Raises:
         UserError: ``peer`` cannot be run, or has no roslibpy.
     """
-    clients = {OURS: [sys.executable, "-m", "moe_robot.cli.bench_deploy_client"]}
-    if peer is not None:
-        clients[PEER] = [str(peer), "-I", str(Path(__file__).with_name("bench_deploy_roslibpy.py"))]
+    ways = (False, True) if available() else (False,)
+    here = {"ROS_DOMAIN_ID": str(1 + os.getpid() % 100), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    os.environ.update(here)  # of all processes from now on: nobody else's robot is driven
     result: dict[str, Any] = {"size": "640x480 JPEG", "rate_hz": RATE_HZ, "load_before": os.getloadavg()[0]}
+    if len(ways) == 1:
+        result["ROS 2"] = "left out: this Python has no rclpy"
     result["gate"] = gate()
-    result["loop"] = jitter(seconds)
-    windows: dict[str, list[dict[str, Any]]] = {name: [] for name in clients}
-    with _robot() as (pipe, address):
+    result["loop"] = {OURS_NATIVE if native else OURS: jitter(seconds, native) for native in ways}
+    with ExitStack() as stack:
+        robots = {native: stack.enter_context(robot(native)) for native in ways}
+        clients = [(name, command, robots[native]) for native in ways for name, command in _clients(native, peer)]
+        windows: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in clients}
         for _ in range(repeats):
-            for name, command in clients.items():
-                windows[name].append(_window(command, address, pipe, seconds))
+            for name, command, (pipe, address) in clients:
+                windows[name].append(window(command, address, pipe, seconds))
         result["picture to command"] = {name: _summary(rows) for name, rows in windows.items()}
-        if outage:
+        if outages:
             result["commands after an outage"] = {
-                name: _outage(command, address, pipe) for name, command in clients.items()
+                name: outage(command, address, pipe) for name, command, (pipe, address) in clients
             }
     result["load_after"] = os.getloadavg()[0]
     return result
+
+
+def _clients(native: bool, peer: Path | None) -> list[tuple[str, list[str]]]:
+    """Name and command line of each client over ROS 2 itself, or over a bridge."""
+    mine, folder = [sys.executable, "-m", "moe_robot.cli.bench_deploy_client"], Path(__file__).parent
+    if native:
+        return [(OURS_NATIVE, mine), (PLAIN, [sys.executable, str(folder / "bench_deploy_rclpy.py")])]
+    theirs = [(PEER, [str(peer), "-I", str(folder / "bench_deploy_roslibpy.py")])] if peer else []
+    return [(OURS, mine), *theirs]
 
 
 def gate() -> dict[str, float]:
@@ -81,8 +94,9 @@ def gate() -> dict[str, float]:
     return {"cpu_us": 1e6 * spent / GATE_STEPS} | _percentiles(walls, 1e6, "us")
 
 
-def jitter(seconds: float) -> dict[str, float]:
-    """How late the steps of the loop begin at 30 Hz, milliseconds: our bridge, and a policy in a process of its own."""
+def jitter(seconds: float, native: bool) -> dict[str, float]:
+    """How late the steps of the loop begin at 30 Hz, milliseconds, with a policy in a process of its own."""
+    from moe_robot.deploy.backends.ros2 import Ros2Robot
     from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
     from moe_robot.deploy.guard import GuardedRobot
     from moe_robot.deploy.inference import PolicyProcess
@@ -90,13 +104,14 @@ def jitter(seconds: float) -> dict[str, float]:
     from moe_robot.processes import workers_are_born
 
     contract = bench_contract()
-    with _robot() as (pipe, address):
-        robot, policy = GuardedRobot(RosbridgeRobot(contract, address), contract), PolicyProcess(still)
-        loop = ControlLoop(robot, contract, policy, "stay", None)
+    with robot(native) as (pipe, address):
+        io = Ros2Robot(contract) if address == NATIVE else RosbridgeRobot(contract, address)
+        guarded, policy = GuardedRobot(io, contract), PolicyProcess(still)
+        loop = ControlLoop(guarded, contract, policy, "stay", None)
         with workers_are_born():
             policy.start()
         try:
-            robot.start()
+            guarded.start()
             while not policy.ready:
                 time.sleep(0.05)
             pipe.send(("window", seconds))
@@ -104,7 +119,7 @@ def jitter(seconds: float) -> dict[str, float]:
             loop.run(lambda: time.monotonic() >= end)
             pipe.recv()
         finally:
-            robot.stop()
+            guarded.stop()
             policy.stop()
     late = loop.timings.summary()["late"]
     return {"steps": late["n"]} | {f"{key}_ms": 1e3 * late[key] for key in ("p50", "p99", "max")}
@@ -117,88 +132,6 @@ def still() -> Any:
         return np.zeros((8, 5))
 
     return act
-
-
-@contextmanager
-def _robot() -> Iterator[tuple[Any, str]]:
-    """The robot's process: the pipe to it and its address."""
-    pipe, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield pipe, f"ws://127.0.0.1:{pipe.recv()}"
-        pipe.send(("end",))
-    finally:
-        process.join(5)
-        process.kill()
-
-
-class _Client:
-    """A client in a process of its own, and what it says."""
-
-    def __init__(self, command: list[str], address: str) -> None:
-        self._python = command[0]
-        try:
-            self.process = subprocess.Popen(
-                [*command, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-            )
-        except OSError as error:
-            raise UserError(f"{self._python} cannot be run ({error.strerror}): give --peer a Python") from error
-        self.expect("ready")
-
-    def say(self, word: str) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-
-    def expect(self, word: str) -> None:
-        if self.hear() != word:
-            self.process.kill()
-            raise UserError(f"{self._python} did not answer: is roslibpy installed there?")
-
-    def hear(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().strip()
-
-    def end(self) -> float:
-        """Its seconds of processor time."""
-        self.say("end")
-        spent = float(self.hear() or "nan")
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        return spent
-
-
-def _window(command: list[str], address: str, pipe: Any, seconds: float) -> dict[str, Any]:
-    client = _Client(command, address)
-    try:
-        pipe.send(("window", 1.0))  # to warm up
-        pipe.recv()
-        pipe.send(("window", seconds))
-        row = pipe.recv()
-        return row | {"cpu_seconds": client.end()}
-    finally:
-        client.process.kill()
-
-
-def _outage(command: list[str], address: str, pipe: Any) -> int:
-    """How many commands of the outage come when it is over."""
-    client = _Client(command, address)
-    try:
-        pipe.send(("window", 1.0))
-        pipe.recv()
-        pipe.send(("outage",))
-        pipe.recv()
-        client.say("outage")
-        client.expect("sent")
-        came = pipe.recv()
-        client.end()
-        return came
-    finally:
-        client.process.kill()
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:

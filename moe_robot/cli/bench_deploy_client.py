@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 
-from moe_robot.cli.bench_deploy_robot import RATE_HZ, bench_contract, position_of
+from moe_robot.cli.bench_deploy_robot import NATIVE, RATE_HZ, bench_contract, position_of
+from moe_robot.deploy.backends.ros2 import Ros2Robot
 from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
 from moe_robot.deploy.decision import State
 from moe_robot.deploy.guard import GuardedRobot
@@ -22,7 +23,7 @@ LOOK_S = 0.001
 def main(address: str) -> None:
     """Answer until told to end."""
     contract = bench_contract()
-    io = RosbridgeRobot(contract, address)
+    io = Ros2Robot(contract) if address == NATIVE else RosbridgeRobot(contract, address)
     robot = GuardedRobot(io, contract)
     robot.start()
     asked: list[str] = []

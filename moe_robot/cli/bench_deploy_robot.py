@@ -1,4 +1,4 @@
-"""The robot of ``moe-robot bench deploy``: 640x480 JPEG at 30 Hz over our bridge, and when each command came back.
+"""The robot of ``moe-robot bench deploy``: 640x480 JPEG at 30 Hz over our bridge or ROS 2, and when each answer came.
 
 Picture, joint state and command carry the same number, so that whoever answers is timed by this process's clock alone.
 """
@@ -17,8 +17,11 @@ import numpy as np
 from moe_robot.deploy.backends import rosbridge_wire as wire
 from moe_robot.deploy.contract import Contract, load_contract
 from moe_robot.deploy.simulation.bridge import BridgeServer
+from moe_robot.deploy.simulation.ros2_server import Ros2Server
 
 RATE_HZ, SIZE = 30, (480, 640)
+NATIVE = "ROS 2"
+"""In place of an address: no bridge."""
 STEP, NUMBERS = 1e-3, 500
 """The first joint's position says which of so many frames it is."""
 POSTURE = (0.0, 0.15, 0.0, -2.2, 0.0, 2.35, 0.785)
@@ -41,9 +44,9 @@ def position_of(number: int) -> np.ndarray:
     return np.array([number % NUMBERS * STEP, *POSTURE[1:]])
 
 
-def serve(pipe: Connection) -> None:
-    """Say the port, then do what is asked: ``("window", seconds)``, ``("outage",)``, ``("end",)``."""
-    robot = _Robot()
+def serve(pipe: Connection, native: bool = False) -> None:
+    """Say the port, 0 for ROS 2 itself; do what is asked: ``("window", seconds)``, ``("outage",)``, ``("end",)``."""
+    robot = _Robot(native)
     try:
         pipe.send(robot.port)
         while (wish := pipe.recv())[0] != "end":
@@ -52,7 +55,7 @@ def serve(pipe: Connection) -> None:
         robot.server.stop()
 
 
-class _Listening(BridgeServer):
+class _Bridge(BridgeServer):
     """Remembers when each message came: of several that come at once, :meth:`take` would give only the newest."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -67,9 +70,20 @@ class _Listening(BridgeServer):
         return super()._hear(client, frame)
 
 
+class _Native(Ros2Server):
+    """The same on ROS 2 itself."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.came: list[tuple[float, str, Any]] = []
+
+    def _hear(self, topic: str, told: Any) -> None:
+        self.came.append((time.monotonic(), topic, {"data": told.data}))
+
+
 class _Robot:
-    def __init__(self) -> None:
-        self.contract = bench_contract()
+    def __init__(self, native: bool) -> None:
+        self.contract, self._native = bench_contract(), native
         self.camera, self.states = self.contract.cameras["front"].topic, self.contract.joint_states.topic
         self.commands = self.contract.command.topic
         self.server, self.port = self._listen(0)
@@ -80,11 +94,15 @@ class _Robot:
         self.names = [*self.contract.topic_names, "panda_finger_joint1", "panda_finger_joint2"]
         self.number = 0
 
-    def _listen(self, port: int) -> tuple[_Listening, int]:
+    def _listen(self, port: int) -> tuple[_Bridge | _Native, int]:
         tells = {self.camera: "sensor_msgs/msg/CompressedImage", self.states: "sensor_msgs/msg/JointState"}
         gripper = self.contract.gripper
         hears = dict.fromkeys([self.commands, *([gripper.topic] if gripper else [])], self.contract.command.type)
-        server = _Listening("127.0.0.1", port, tells, hears)
+        if self._native:
+            server = _Native(tells, hears)
+            server.start()
+            return server, 0
+        server = _Bridge("127.0.0.1", port, tells, hears)
         return server, server.start()
 
     def window(self, seconds: float) -> dict[str, Any]:

@@ -35,10 +35,18 @@ class Options:
     """Let commands reach the robot once it is enabled. Without it they are judged and counted, and nothing moves."""
     enable_at_start: bool = False
     """Enable it without being asked, on every new connection. Only for a simulated robot on this machine."""
+    lockstep: bool = False
+    """Answer each moment of `moe-robot sim-node --lockstep`, which waits for it: the very actions of `moe-robot eval`,
+    however slow the machine is. With --enable-at-start, which then enables it again after a hold."""
     seconds: float | None = None
     """End after so many. Left out: until q or Ctrl-C."""
-    transport: Literal["auto", "rclpy", "rosbridge"] = "auto"
-    """rclpy: native ROS 2. auto: that where this Python has rclpy and no address is given, else rosbridge."""
+    transport: Literal["auto", "rclpy", "rosbridge", "sim"] = "auto"
+    """rclpy: native ROS 2. auto: that where this Python has rclpy and no address is given, else rosbridge. sim: PitStop
+    in this process in real time, without any of them."""
+    task: str = "pick_red_cube"
+    """For --transport sim: what is judged."""
+    seed: int = 100_000
+    """For --transport sim: of the first episode's layout; each later one has the next."""
     address: str | None = None
     """Of the rosbridge server, in place of the contract's: ws:// on this machine, else wss://."""
     ca_file: Path | None = None
@@ -62,29 +70,42 @@ def run(options: Options) -> int:
     from moe_robot.deploy.guard import GuardedRobot
     from moe_robot.deploy.inference import PolicyProcess
     from moe_robot.deploy.instruction import instruction
+    from moe_robot.deploy.lockstep import LockstepLoop
     from moe_robot.deploy.loop import ControlLoop
     from moe_robot.deploy.operator import KEYS, Operator
     from moe_robot.deploy.recording import Recorder
     from moe_robot.deploy.report import Report
     from moe_robot.deploy.transport import robot as find
+    from moe_robot.deploy.transport import simulated_here
     from moe_robot.processes import endings_wait, workers_are_born
 
     if options.seconds is not None and not options.seconds > 0:
         raise UserError(f"--seconds {options.seconds:g}: expected more than 0")
     if options.join is not None and (options.join < 1 or options.blend is not None):
         raise UserError(f"--join {options.join}: expected 1 or more control steps, and no --blend")
+    if options.lockstep and (not options.enable_at_start or options.join is not None or options.blend is not None):
+        raise UserError("--lockstep is for a simulated robot: add --enable-at-start, and leave --blend and --join out")
     task = instruction(options.instruction)
     contract, folder = load_contract(options.contract), policy_directory(options.checkpoint)
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    io, where = find(contract, options.transport, options.address, options.ca_file, options.enable_at_start)
+    if options.transport == "sim":
+        if options.address or options.lockstep:
+            raise UserError("--transport sim is a world in this process: leave --address and --lockstep out")
+        io, where = simulated_here(contract, options.task, options.seed, say)
+    else:
+        io, where = find(contract, options.transport, options.address, options.ca_file, options.enable_at_start)
     about = {"robot": contract.robot, "contract": options.contract, "checkpoint": str(folder)}
     recorder = Recorder(options.record, contract, about, partial(print, file=sys.stderr)) if options.record else None
     robot = GuardedRobot(io, contract, recorder.decided if recorder else None)
-    policy = PolicyProcess(partial(load_act, folder, contract, task))
+    policy = PolicyProcess(partial(load_act, folder, contract, task, options.lockstep))
     plan = JoinedChunks(contract.period_s, contract.max_command_age_s, options.join) if options.join else None
-    loop = ControlLoop(robot, contract, policy, task, options.blend, plan)
+    if options.lockstep:
+        loop = LockstepLoop(robot, contract, policy, task)
+    else:
+        loop = ControlLoop(robot, contract, policy, task, options.blend, plan)
     simulation = io if options.enable_at_start else None
-    operator = Operator(robot, options.live, contract.heartbeat_s / 5, say, simulation)
+    beat_every_s = min(contract.heartbeat_s / 5, 0.05 if options.lockstep else math.inf)
+    operator = Operator(robot, options.live, beat_every_s, say, simulation, persistent=options.lockstep)
     report = Report(robot, io, loop.timings, say)
     with endings_wait() as interrupted:
         try:

@@ -27,6 +27,8 @@ from moe_robot.types import (
 )
 
 BATCH = 64
+MOST_ROUNDS = 300
+"""Enough for a median: a call that is much quicker than the others does not make all of them be asked for minutes."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,14 @@ def batch_of(features: Features, observations: Sequence[Observation]) -> dict[st
 
 
 def alternate(calls: Mapping[str, Callable[[], None]], seconds: float) -> dict[str, Times]:
-    """Times of each call, taken in turn until each has had its seconds of processor time."""
+    """Times of each call, taken in turn until each has had its seconds of processor time, or ``MOST_ROUNDS``."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(2):
             call()
-    while min((sum(cpu for cpu, _ in rows) for rows in times.values()), default=seconds) < seconds:
+    for _ in range(MOST_ROUNDS):
+        if min((sum(cpu for cpu, _ in rows) for rows in times.values()), default=seconds) >= seconds:
+            break
         for name, call in calls.items():
             cpu, wall = time.process_time(), time.perf_counter()
             call()

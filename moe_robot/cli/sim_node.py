@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -42,6 +43,8 @@ class Options:
     can drive the simulated robot."""
     expose: bool = False
     """Allow an address that other machines can reach; over ROS 2, those that ROS_AUTOMATIC_DISCOVERY_RANGE lets in."""
+    lockstep: bool = False
+    """Wait for the command of each control step, for `moe-robot deploy --lockstep`, in place of living in real time."""
     pictures: Literal["png", "jpeg"] = "png"
     """How pictures are sent: png without loss, jpeg as most robots do."""
     env_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
@@ -95,7 +98,7 @@ def run(options: Options) -> int:
         env.unwrapped.pictures()  # what cannot be drawn is said before anybody connects
         server, where = _on_ros2(robot, options.expose) if native else _behind_a_bridge(robot, host, port)
         try:
-            node = SimNode(env, robot, server, task, options.seed, lambda line: print(line, flush=True))
+            node = SimNode(env, robot, server, task, options.seed, partial(print, flush=True), options.lockstep)
             print(f"{contract.robot} lives {where} (Ctrl-C ends it)", flush=True)
             _judge(node, options.episodes)
         except KeyboardInterrupt:
@@ -135,12 +138,8 @@ def _judge(node: SimNode, episodes: int | None) -> None:
         while episodes is None or len(seen) < episodes:
             instruction, outcome = node.instruction, node.episode()
             seen.append(outcome.result == "success")
-            late = f" ({outcome.behind_s:.1f} s of real time left out)" if outcome.behind_s else ""
-            print(
-                f"episode {len(seen)}{of}: {outcome.task}, seed {outcome.seed}, {instruction!r}: {outcome.result} "
-                f"after {outcome.seconds:.1f} s{late}",
-                flush=True,
-            )
+            which = f"episode {len(seen)}{of}: {outcome.task}, seed {outcome.seed}, {instruction!r}"
+            print(f"{which}: {outcome}", flush=True)
     finally:
         if seen:
             print(f"success {sum(seen)}/{len(seen)} = {Rate.of(seen)}", flush=True)

@@ -23,7 +23,7 @@ def policy_directory(path: Path) -> Path:
     return path if is_export(path) else checkpoint_directory(path)
 
 
-def load_act(checkpoint: Path, contract: Contract, task: str) -> Act:
+def load_act(checkpoint: Path, contract: Contract, task: str, as_evaluated: bool = False) -> Act:
     """What a :class:`moe_robot.deploy.inference.PolicyProcess` runs in its child, as a ``functools.partial``.
 
     The network runs once on black pictures, so that what it refuses is told before the robot is connected, and the
@@ -33,6 +33,7 @@ def load_act(checkpoint: Path, contract: Contract, task: str) -> Act:
         checkpoint: a checkpoint folder or a training run; or what `moe-robot export` wrote, which needs no torch.
         contract: of the robot.
         task: the instruction.
+        as_evaluated: answer only with what an evaluation plays of each plan before it asks again.
 
     Raises:
         UserError: there is no such checkpoint, the policy would misread the robot, or it cannot follow ``task``.
@@ -42,8 +43,27 @@ def load_act(checkpoint: Path, contract: Contract, task: str) -> Act:
 
     act = partial(action_chunk, policy)
     black = {name: np.zeros((*size, 3), np.uint8) for name, size in policy.features.cameras.items()}
-    act(Observation(black, np.zeros(len(policy.features.state_names), np.float32), task))
-    return act
+    nothing = Observation(black, np.zeros(len(policy.features.state_names), np.float32), task)
+    act(nothing)
+    return partial(_first, act, _played(policy, nothing)) if as_evaluated else act
+
+
+def _first(act: Act, n: int, observation: Observation) -> np.ndarray:
+    return act(observation)[:n]
+
+
+def _played(policy: Policy | ExportedPolicy, observation: Observation) -> int:
+    """How many actions of a plan the policy plays before it runs again, found out by asking."""
+    if isinstance(policy, ExportedPolicy):
+        return policy.manifest.execute
+    policy.reset()
+    policy.select_action(observation)
+    before, played = policy.inference_count, 0
+    while policy.inference_count == before:
+        policy.select_action(observation)
+        played += 1
+    policy.reset()
+    return played
 
 
 def _trained(checkpoint: Path) -> Policy:

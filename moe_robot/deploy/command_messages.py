@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from moe_robot.deploy.contract import Contract
-from moe_robot.deploy.robot_io import Command, TwistCommand
+from moe_robot.deploy.robot_io import Command, JointCommand, TwistCommand
 
 GRIPPER_TYPE = "std_msgs/msg/Float64MultiArray"
 
@@ -48,16 +49,26 @@ def messages(command: Command, contract: Contract, stamp: float) -> dict[str, di
             ],
         }
     else:
-        sent[contract.command.topic] = _array(command.positions[0].tolist())
+        sent[contract.command.topic] = _array(command.positions[0].tolist(), command.mark)
     if contract.gripper and command.opening is not None:
         (closed, opened), (low, high) = contract.gripper.opening, contract.gripper.command
         share = (command.opening - closed) / (opened - closed)
-        sent[contract.gripper.topic] = _array([low + share * (high - low)])
+        mark = command.mark if isinstance(command, JointCommand) else ""
+        sent[contract.gripper.topic] = _array([low + share * (high - low)], mark)
     return sent
 
 
-def _array(values: list[float]) -> dict[str, Any]:
-    return {"layout": {"dim": [], "data_offset": 0}, "data": values}
+def mark_of(message: Mapping[str, Any]) -> str:
+    """The moment that a Float64MultiArray answers, empty for none: controllers do not read its layout."""
+    try:
+        return str(message["layout"]["dim"][0]["label"])
+    except (KeyError, IndexError, TypeError):
+        return ""
+
+
+def _array(values: list[float], mark: str) -> dict[str, Any]:
+    dimensions = [{"label": mark, "size": len(values), "stride": len(values)}] if mark else []
+    return {"layout": {"dim": dimensions, "data_offset": 0}, "data": values}
 
 
 def _vector(xyz: np.ndarray) -> dict[str, float]:

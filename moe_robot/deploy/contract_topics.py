@@ -65,17 +65,21 @@ class Action:
             or tool should go, from where they are measured to be; the waypoint may lie beyond one control step).
         names: one per number; with a gripper the last is its.
         units: rad or m that an action of 1 means, one per number except the gripper's.
+        clip: the lowest and the highest number that means anything, as where the policy was trained; None for all.
     """
 
     meaning: Literal["joint_position", "joint_delta", "cartesian_delta"]
     names: tuple[str, ...]
     units: tuple[float, ...]
+    clip: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if again := first_repeated(self.names):
             raise Inconsistent("names", f"{again!r} stands twice: every number needs its own name")
         if 0.0 in self.units:
             raise Inconsistent("units", "0 would make an action mean nothing: give rad or m per 1")
+        if self.clip and not self.clip[0] < self.clip[1]:
+            raise Inconsistent("clip", f"{self.clip[0]:g} is not below {self.clip[1]:g}")
 
 
 @dataclass(frozen=True)

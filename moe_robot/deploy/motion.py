@@ -33,7 +33,7 @@ def command(
     """
     action = np.asarray(action, dtype=float)
     units = np.array(contract.action.units)
-    way = action[: len(units)] * units
+    way = _clipped(action[: len(units)], contract.action.clip) * units
     opening = _opening(float(action[-1]), contract) if contract.gripper else None
     q = measured.positions
     if contract.command.sink == "twist":
@@ -47,6 +47,11 @@ def command(
     change = target - q
     change *= _fraction(float(np.max(np.abs(change) / reach)), 1.0)
     return JointCommand(np.clip(q + change, limits[:, 0], limits[:, 1])[None], opening, observed)
+
+
+def _clipped(action: np.ndarray, clip: tuple[float, float] | None) -> np.ndarray:
+    # An infinite number is not made a finite one: the safety gate stops the robot for it.
+    return action if clip is None else np.where(np.isinf(action), action, np.clip(action, *clip))
 
 
 def _opening(action: float, contract: Contract) -> float:

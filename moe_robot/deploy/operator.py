@@ -59,6 +59,7 @@ class Operator:
         say: Callable[[str], None],
         simulation: Simulation | None = None,
         terminal: int = 0,
+        persistent: bool = False,
     ) -> None:
         """Nothing is listened to yet.
 
@@ -69,10 +70,11 @@ class Operator:
             say: shows a line.
             simulation: enable it without being asked, once on every connection; then it goes on without a terminal.
             terminal: file descriptor to read from.
+            persistent: enable the simulation after every hold, until somebody stops it here.
         """
         self._robot, self._live, self._every, self._say = robot, live, beat_every_s, say
         self._simulation, self._terminal = simulation, terminal
-        self._enabled_epoch = 0
+        self._enabled_epoch, self._persistent = 0, persistent
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="operator", daemon=True)
         self.wants_to_quit = False
@@ -113,6 +115,7 @@ class Operator:
             refusal = self._robot.enable(self._live)
             self._say(f"not enabled: {refusal.message}" if refusal else "enabled")
         else:
+            self._persistent = False
             self._robot.trip("operator", "stop was pressed" if wish == "stop" else "the program is to end")
             self.wants_to_quit = self.wants_to_quit or wish == "quit"
 
@@ -121,7 +124,7 @@ class Operator:
         if simulation is None or not simulation.simulated or self._robot.state is State.ENABLED:
             return
         epoch = simulation.epoch
-        if epoch != self._enabled_epoch and self._robot.enable(self._live) is None:
+        if (self._persistent or epoch != self._enabled_epoch) and self._robot.enable(self._live) is None:
             self._enabled_epoch = epoch
 
 

@@ -13,14 +13,13 @@ from typing import Any
 
 from moe_robot.deploy.backends.ros2 import Ros2Robot
 from moe_robot.deploy.backends.ros2_messages import message, message_type, ros2
-from moe_robot.deploy.checkpoint import load_act
+from moe_robot.deploy.checkpoint import load_act, policy_directory
 from moe_robot.deploy.contract import load_contract
 from moe_robot.deploy.deployment import Deployment
 from moe_robot.deploy.diagnostics import diagnostics
 from moe_robot.deploy.inference import Act
 from moe_robot.deploy.instruction import instruction
 from moe_robot.processes import endings_wait
-from moe_robot.registry import checkpoint_directory
 from moe_robot.types import UserError
 
 NAME = "moe_robot"
@@ -69,7 +68,7 @@ class PolicyNode:
             if not given[name] and not (name == "checkpoint" and self._make):
                 raise UserError(f"the parameter {name!r} is empty: set it, for example in the params file")
         contract, task = load_contract(given["contract"]), instruction(given["instruction"])
-        make = self._make or partial(load_act, checkpoint_directory(Path(given["checkpoint"])), contract, task)
+        make = self._make or partial(load_act, policy_directory(Path(given["checkpoint"])), contract, task)
         decay = None if given["blend"] < 0 else given["blend"]
         self._io, log = Ros2Robot(contract, self.node), self.node.get_logger().info
         self._deployment = Deployment(contract, make, task, self._io, log, given["live"], decay)

@@ -74,11 +74,13 @@ class JointCommand:
         positions: (K, N) rad: where to be one, two, ... K control steps from now. Only a trajectory sink takes K > 1.
         opening: of the gripper, in the contract's units; None leaves it as it is.
         observed: when what the policy answered with this was sensed.
+        mark: which moment it answers, for a simulated robot that waits for it; else empty.
     """
 
     positions: np.ndarray
     opening: float | None
     observed: float
+    mark: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,13 @@ enables it again. It is no emergency stop: that must be a button that cuts the p
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 
 from moe_robot.deploy import freshness
 from moe_robot.deploy.contract import Contract
 from moe_robot.deploy.decision import Broken, Decision, Failure, State, failure
 from moe_robot.deploy.robot_io import Command, GatedCommand, JointCommand, TwistCommand
-from moe_robot.deploy.safety_rules import JointRules, TwistRules
+from moe_robot.deploy.safety_rules import JointRules, TwistRules, measured_not_finite
 from moe_robot.deploy.sync import Sensed
 
 
@@ -46,6 +43,8 @@ class SafetyGate:
             Why not, in which case nothing changes: a sensor is wrong, or it is enabled already. Else None.
         """
         broken = self._sensors(sensed, now)
+        if not broken and (wrong := measured_not_finite(sensed.newest)):
+            broken = "finite", wrong
         if self._state is State.ENABLED:  # perhaps in another way: what moves must be stopped first
             broken = "operator", "the robot is enabled already: stop it first"
         if broken:
@@ -142,14 +141,15 @@ class SafetyGate:
 
 def _numbers(command: Command) -> tuple[Command, Broken | None]:
     """The command with its own copy of its arrays, as float64 that nobody can write to."""
-    key = "twist" if isinstance(command, TwistCommand) else "positions"
-    changes: dict[str, Any] = {key: getattr(command, key), "opening": command.opening}
+    twist = isinstance(command, TwistCommand)
     try:
-        changes[key] = _frozen(np.array(changes[key], dtype=float))
-        changes["opening"] = None if command.opening is None else float(command.opening)
+        values = _frozen(np.array(command.twist if twist else command.positions, dtype=float))
+        opening = None if command.opening is None else float(command.opening)
     except (TypeError, ValueError, OverflowError):
         return command, ("shape", "the command is not made of numbers")
-    return replace(command, **changes), None
+    if twist:
+        return TwistCommand(values, opening, command.observed), None
+    return JointCommand(values, opening, command.observed, command.mark), None
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

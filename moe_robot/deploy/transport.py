@@ -1,10 +1,11 @@
-"""The way to a robot: native ROS 2 where this Python has rclpy, else a rosbridge server."""
+"""The way to a robot: native ROS 2 where this Python has rclpy, else a rosbridge server; or a world in this process."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
 from moe_robot.deploy.address import is_loopback
@@ -13,6 +14,9 @@ from moe_robot.deploy.contract import Contract
 from moe_robot.deploy.operator import Simulation
 from moe_robot.deploy.robot_io import RobotIO
 from moe_robot.types import UserError
+
+if TYPE_CHECKING:
+    from moe_robot.deploy.simulation.node import Outcome
 
 Transport = Literal["auto", "rclpy", "rosbridge"]
 
@@ -44,6 +48,26 @@ def whereabouts() -> str:
     """Where ROS 2 nodes that are started now look for others: ``ROS 2, domain 0 (LOCALHOST)``."""
     reach = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
     return f"ROS 2, domain {os.environ.get('ROS_DOMAIN_ID') or 0} ({reach})"
+
+
+def simulated_here(contract: Contract, task: str, seed: int, say: Callable[[str], None]) -> tuple[Robot, str]:
+    """A world in this process as the robot of a contract, not begun yet, and what it is; see :class:`SimRobot`.
+
+    Args:
+        contract: of the robot.
+        task: what is judged.
+        seed: of the first episode.
+        say: told how each episode ended, in one line.
+
+    Raises:
+        UserError: the contract is of a robot that is not simulated here.
+    """
+    from moe_robot.deploy.backends.sim import SimRobot
+
+    def judged(outcome: Outcome) -> None:
+        say(f"episode: {outcome.task}, seed {outcome.seed}: {outcome}")
+
+    return SimRobot(contract, task, seed, judged=judged), "a simulated world in this process"
 
 
 def robot(

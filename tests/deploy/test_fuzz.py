@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_robot.deploy.backends import rosbridge_wire as wire
-from moe_robot.deploy.backends.fake import WALL_OFFSET, FakeRobot
+from moe_robot.deploy.backends.fake import WALL_OFFSET, FakeRobot, Fault
 from moe_robot.deploy.decision import State
 from moe_robot.deploy.guard import GuardedRobot
 from moe_robot.deploy.robot_io import JointCommand
@@ -64,15 +64,30 @@ def _array(encoder, value):
     encoder.encode(cbor2.CBORTag(86, value.astype("<f8").tobytes()))
 
 
+def _silences(frames, rng):
+    """Times of which the robot itself says nothing, so that only what is thrown at it comes: six, 1 s each."""
+    begins = np.sort(rng.uniform(0.5, frames / 50 - 1.5, 6))
+    return tuple(Fault("dropped", begin, begin + 1.0) for begin in begins)
+
+
+def _oldest(sensed, now, contract):
+    """By how much the oldest of the newest messages is over its allowed age, seconds; infinite for one that is not."""
+    newest = {name: sensed.images.get(name) for name in contract.cameras} | {"": sensed.newest}
+    limits = {name: camera.max_age_s for name, camera in contract.cameras.items()}
+    limits[""] = contract.joint_states.max_age_s
+    return max(now - part.sensed - limits[name] if part else math.inf for name, part in newest.items())
+
+
 @pytest.mark.parametrize("frames", [1000, pytest.param(10_000, marks=pytest.mark.full)])
 def test_no_message_breaks_anything_moves_the_arm_out_of_its_limits_or_keeps_it_going(pitstop, frames):
     rng = np.random.default_rng(frames)
-    robot = FakeRobot(pitstop, Q)
+    robot = FakeRobot(pitstop, Q, _silences(frames, rng))
     guard = GuardedRobot(robot, pitstop)
     topics = [pitstop.joint_states.topic, *(camera.topic for camera in pitstop.cameras.values())]
     lower, upper = np.array([joint.position for joint in pitstop.joints]).T
     box = np.array(pitstop.tool.workspace)
-    held = passed = 0
+    held = passed = silenced = 0
+    wrong_since, moved = None, False  # moved: commanded since it was enabled, so that there is something to stop
     for _ in range(frames // 5):
         robot.advance(pitstop.period_s)
         for topic in rng.choice(topics, 5):
@@ -81,7 +96,7 @@ def test_no_message_breaks_anything_moves_the_arm_out_of_its_limits_or_keeps_it_
                 robot.receive(topic, message)
         guard.beat()
         sensed = guard.sense()
-        before = len(robot.sent)
+        before, was = len(robot.sent), guard.state
         q = sensed.newest.positions if sensed.newest is not None else Q
         decision = guard.step(JointCommand(q[None] + rng.uniform(-0.02, 0.02, 7), None, robot.now()))
         for gated in robot.sent[before:]:
@@ -89,12 +104,25 @@ def test_no_message_breaks_anything_moves_the_arm_out_of_its_limits_or_keeps_it_
             assert np.all((lower <= sent) & (sent <= upper))
             tool = pitstop.chain.forward(sent)[0]
             assert np.all((box[:, 0] <= tool) & (tool <= box[:, 1]))
+            assert gated.at == robot.now()
             if not gated.hold:
                 assert np.isfinite(sensed.newest.positions).all()
-                assert gated.at - sensed.newest.sensed <= pitstop.joint_states.max_age_s
+                assert _oldest(sensed, gated.at, pitstop) <= 0
+        if _oldest(sensed, robot.now(), pitstop) > 0 or not np.isfinite(q).all():
+            wrong_since = robot.now() if wrong_since is None else wrong_since
+            assert was is not State.ENABLED or robot.now() - wrong_since <= 2 * pitstop.period_s
+            assert guard.state is not State.ENABLED
+            if was is State.ENABLED and moved:
+                silenced += 1
+                assert robot.sent[-1].hold
+                assert len(robot.sent) == before + 1
+        else:
+            wrong_since = None
         passed += decision.passed is not None
+        moved = guard.state is State.ENABLED and (moved or decision.passed is not None)
         if guard.state is not State.ENABLED:
             held += guard.enable(live=True) is None
     assert passed > frames // 50
     assert held > 3
+    assert silenced > 3
     assert robot.status().counts["refused"] > frames // 5

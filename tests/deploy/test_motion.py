@@ -45,9 +45,9 @@ def test_an_action_is_the_motion_that_it_is_in_the_simulated_world_and_passes_th
     gate = SafetyGate(contract)
     q = world.joint_positions()
     assert gate.enable(sensed(state(q)), 0.0) is None
-    wild = rng.uniform(-1, 1, len(contract.action.names))
+    wild = rng.uniform(-1.5, 1.5, len(contract.action.names))  # the world, too, takes 1.5 for 1
     for step in range(200):
-        wild = rng.uniform(-1, 1, len(wild)) if step % 10 == 0 else wild
+        wild = rng.uniform(-1.5, 1.5, len(wild)) if step % 10 == 0 else wild
         theirs = control.plan(world.chain, q, wild, meaning, contract.period_s)
         mine = command(wild, state(q), contract, 0.0)
         np.testing.assert_allclose(mine.positions[0], q + theirs.velocity * contract.period_s, atol=1e-5)
@@ -58,7 +58,7 @@ def test_an_action_is_the_motion_that_it_is_in_the_simulated_world_and_passes_th
 
 
 def test_a_joint_position_is_gone_to_at_the_allowed_speed(pitstop):
-    action = replace(pitstop.action, meaning="joint_position", names=control.JOINT_NAMES, units=(1.0,) * 7)
+    action = replace(pitstop.action, meaning="joint_position", names=control.JOINT_NAMES, units=(1.0,) * 7, clip=None)
     contract = replace(pitstop, action=action)
     q = np.array(pitstop.tool.posture)
     near = command(np.append(q + 0.1, 0.0), state(q), contract, 0.0)
@@ -107,3 +107,11 @@ def test_an_observation_waits_for_every_sensor_and_is_as_old_as_its_oldest_part(
 def test_a_robot_that_tells_no_velocities_is_refused_when_the_policy_needs_them(pitstop):
     with pytest.raises(UserError, match=r"has 'joint1.vel', and /joint_states tells no velocities"):
         state_vector(state(np.zeros(7)), pitstop)
+
+
+def test_an_infinite_action_is_not_clipped_to_one_that_the_gate_would_let_pass(pitstop):
+    gate, q = SafetyGate(pitstop), np.array(pitstop.tool.posture)
+    assert gate.enable(sensed(state(q)), 0.0) is None
+    with np.errstate(all="ignore"):
+        wrong = command(np.array([np.inf, 0.0, 0.0, 0.0, 1.0]), state(q), pitstop, 0.0)
+    assert gate.check(wrong, sensed(state(q)), 0.0).failure.rule == "finite"

@@ -20,6 +20,6 @@ def test_in_real_ros_2(python):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("what", ["lockstep", "package", "peers", "ros2_processes", "rosbridge_server"])
+@pytest.mark.parametrize("what", ["lockstep", "package", "paired", "peers", "ros2_processes", "rosbridge_server"])
 def test_in_real_ros_2_at_length(python, what):
     run_tests(python, "-m", "full", NATIVE / f"test_{what}.py")

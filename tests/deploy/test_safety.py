@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from moe_robot.deploy.decision import REMEDIES, State
 from moe_robot.deploy.robot_io import Image, JointCommand, JointState, TwistCommand
 from moe_robot.deploy.safety import SafetyGate
+from moe_robot.deploy.safety_rules import JointRules
 from moe_robot.deploy.sync import Sensed
 
 Q = np.array([0.0, 0.15, 0.0, -2.2, 0.0, 2.35, 0.785])  # in the middle of the workspace
@@ -244,6 +245,7 @@ def test_enabling_is_refused_while_a_sensor_is_wrong(pitstop):
     gate = SafetyGate(pitstop)
     assert gate.enable(sensed(wrist=NOW - 9), NOW).rule == "freshness"
     assert gate.enable(sensed(wrist=NOW - 0.19, front=NOW), NOW).rule == "skew"
+    assert gate.enable(sensed(bent(2, np.nan)), NOW).rule == "finite"
     assert gate.state is State.DISABLED
 
 
@@ -360,3 +362,22 @@ def test_no_chunk_ever_leaves_the_gate_outside_the_limits(chunks, plans):
             sent = np.concatenate((Q[None], decision.send.command.positions))
             assert np.all((lower - 1e-8 <= sent) & (sent <= upper + 1e-8))
             assert np.abs(np.diff(sent, axis=0)).max() <= 0.25 + 1e-8
+
+
+ODD = st.sampled_from([0.0, 0.05, -0.05, 0.24, 0.26, 0.5, 5.0, np.nan, np.inf, 1e308])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(ODD, min_size=7, max_size=7), st.lists(ODD, min_size=7, max_size=7) | st.none(), ODD,
+    st.sampled_from([None, 0.0, 0.08, 0.2, np.nan]), st.integers(0, 3),
+)  # fmt: skip
+def test_the_short_way_through_the_rules_lets_pass_what_the_long_one_does(pitstop, way, before, at, opening, odd):
+    rules = JointRules(pitstop)
+    velocities = [None, np.zeros(7), np.full(7, np.nan), np.zeros(6)][odd]
+    measured = JointState(np.append(Q[:6], Q[6] + at), velocities, opening, NOW, NOW)
+    command = move(np.array(way), opening)
+    previous = None if before is None else Q + np.array(before)
+    with np.errstate(all="ignore"):
+        kept = rules._plainly_kept(command, previous, measured)
+        assert kept == (rules._first_broken(command, previous, measured) is None)

@@ -1,5 +1,6 @@
 """The simulated robot: PitStop's state as ROS messages, ROS messages as its commands, and episodes that are judged."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from moe_robot.deploy.robot_io import JointCommand
 from moe_robot.deploy.simulation.bridge import BridgeServer
 from moe_robot.deploy.simulation.node import SimNode
 from moe_robot.deploy.simulation.robot import SimulatedRobot, world_options
+from moe_robot.deploy.simulation.server import RESET
 from moe_robot.registry import make_environment
 from moe_robot.types import UserError
 
@@ -121,7 +123,7 @@ def test_a_client_that_asks_for_what_is_not_there_is_told(server):
             (wire.subscribe("/nowhere", "std_msgs/msg/String", True), "nothing to subscribe on '/nowhere'"),
             (wire.subscribe("/joint_states", "std_msgs/msg/String", True), "of type sensor_msgs/msg/JointState"),
             (wire.publish("/joint_states", {}), "nothing to publish on '/joint_states'"),
-            ('{"op": "call_service"}', "'call_service' is not offered"),
+            ('{"op": "fragment"}', "'fragment' is not offered"),
             ("{", "no JSON"),
         ):
             client.send(said)
@@ -179,6 +181,9 @@ class Silent:
     def restart(self):
         self.restarts += 1
 
+    def wants_reset(self):
+        return False
+
 
 def test_an_episode_runs_from_its_first_command_to_the_time_limit(env, robot):
     complaints, clock = [], [0.0]
@@ -223,6 +228,85 @@ def test_a_machine_that_is_too_slow_is_told_and_not_hurried_after(env, robot):
     outcome = node.episode(now=now, sleep=lambda seconds: None)
     assert outcome.seconds == pytest.approx(10.0)
     assert outcome.behind_s == pytest.approx(30.0, rel=0.05)
+
+
+class Waiting:
+    """A server whose client answers each moment after it has been told twice; it keeps what it was told."""
+
+    def __init__(self, commands):
+        self.commands, self.marks, self.told, self.reset = commands, [], 0, False
+        """Topic, numbers, and how many moments ago that was which each answers; None for no mark."""
+
+    def wanted(self, topic):
+        return True
+
+    def tell(self, topic, message):
+        self.marks.append(message["header"]["frame_id"])
+        self.told += 1
+
+    def take_each(self):
+        if self.told < 6:  # three topics, twice
+            return []
+        self.told = 0
+        marks = [None, *dict.fromkeys(self.marks)]
+        return [
+            (topic, self.answer(data, None if ago is None else marks[-1 - ago])) for topic, data, ago in self.commands
+        ]
+
+    @staticmethod
+    def answer(data, mark):
+        return {"layout": {"dim": [{"label": mark, "size": 1, "stride": 1}] if mark else []}, "data": data}
+
+    def restart(self):
+        self.reset = False
+
+    def wants_reset(self):
+        return self.reset
+
+
+def test_in_lockstep_the_world_moves_by_one_control_step_for_each_answer_to_its_moment(env, robot):
+    still, other, gripper = [0.0] * 7, [0.1] * 7, "/gripper_controller/commands"
+    # Neither a hold, which bears no mark, nor what answers the moment before moves the world on.
+    strangers = [(COMMANDS, other, None), (COMMANDS, other, 1), (gripper, [0.08], 1)]
+    server = Waiting([*strangers, (COMMANDS, still, 0), (gripper, [0.04], 0), *strangers])
+    node = SimNode(env, robot, server, "pick_red_cube", 3, lockstep=True)
+    obeyed, obey = [], robot.obey
+    robot.obey = lambda topic, message: obeyed.append((topic, message["data"])) or obey(topic, message)
+    outcome = node.episode()
+    assert (outcome.result, outcome.seconds) == ("time out", pytest.approx(10.0))
+    assert obeyed == [(COMMANDS, still), (gripper, [0.04])] * 100
+    assert len(dict.fromkeys(server.marks)) == 100
+
+
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_after_a_reset_the_episode_begins_anew(env, robot, lockstep):
+    server, said = Waiting([]), []
+    server.take = dict
+    node = SimNode(env, robot, server, "pick_red_cube", 3, said.append, lockstep)
+    begun, env.unwrapped.data.qpos[0] = env.unwrapped.joint_positions(), 1.0
+    begin, server.reset, places = node._begin, True, []
+
+    def stop():
+        begin()
+        places.append(env.unwrapped.joint_positions())
+        raise InterruptedError
+
+    node._begin = stop
+    with pytest.raises(InterruptedError):
+        node.episode()
+    np.testing.assert_array_equal(places, [begun])
+    assert not server.wants_reset()
+
+
+def test_a_reset_is_a_service_of_the_bridge_and_another_is_refused(server):
+    with connect(f"ws://127.0.0.1:{server.port}") as client:
+        for service, success in (("/nowhere", False), (RESET, True)):
+            client.send(json.dumps({"op": "call_service", "id": "7", "service": service, "args": {}}))
+            answer = wire.parse(client.recv(timeout=20))
+            assert (answer["op"], answer["id"], answer["result"]) == ("service_response", "7", success)
+            assert answer["values"]["success"] == success == server.wants_reset()
+    server.restart()
+    assert not server.wants_reset()
 
 
 def test_only_this_machine_reaches_it_unless_that_is_allowed():

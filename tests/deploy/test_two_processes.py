@@ -15,6 +15,8 @@ from moe_robot.cli import main
 from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
 from moe_robot.deploy.contract import load_contract
 
+SCRIPT = Path(__file__).parents[2] / "scripts/deploy_ros.py"
+
 
 @pytest.fixture(scope="module")
 def contract(tmp_path_factory) -> Path:
@@ -119,6 +121,7 @@ def test_a_contract_that_does_not_fit_the_policy_ends_it_before_anything_is_conn
         (("--join", "3", "--blend", "0.1"), "and no --blend"),
         (("--transport", "rclpy", "--address", "ws://127.0.0.1:9090"), "leave --address out"),
         (("--transport", "rclpy"), "this Python has no ROS 2"),
+        (("--transport", "sim", "--address", "ws://127.0.0.1:9090"), "leave --address and --lockstep out"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(checkpoint, capsys, arguments, complaint):
@@ -146,8 +149,24 @@ def test_a_world_that_cannot_stand_in_for_a_robot_is_refused(capsys):
 
 
 def test_the_short_program_says_what_it_needs():
-    script = Path(__file__).parents[2] / "scripts/deploy_ros.py"
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for word in ("checkpoint", "contract", "instruction", "--live"):
+    for word in ("checkpoint", "contract", "instruction", "--live", "--record"):
         assert word in done.stdout
+
+
+def test_the_short_program_drives_the_simulated_robot_and_records(command, simulated, contract, checkpoint, tmp_path):
+    _, address = simulated
+    here = tmp_path / "here.yaml"
+    here.write_text(contract.read_text(encoding="utf-8").replace("ws://127.0.0.1:9090", address), encoding="utf-8")
+    run = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    program = command(checkpoint, here, INSTRUCTION, "--live", "--record", tmp_path / "run.mcap", code=run)
+    program.says("ready to be enabled")
+    program.type("e\n")
+    program.says("enabled, live")
+    program.type("q")
+    assert program.wait() == 0
+    assert any(line.startswith("recorded") and "dropped" not in line for line in program.lines)
+    with AnyReader([tmp_path / "run.mcap"]) as bag:
+        held = "/moe_robot/sent/forward_position_controller/commands"  # when it ended
+        assert {"/diagnostics", "/front/image_raw/compressed", "/joint_states", held} <= set(bag.topics)

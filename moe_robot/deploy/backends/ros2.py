@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 from moe_robot.deploy import command_messages
+from moe_robot.deploy.backends.listener import Listener
 from moe_robot.deploy.backends.ros2_graph import look
 from moe_robot.deploy.backends.ros2_messages import message, message_type, plain, ros2
 from moe_robot.deploy.backends.ros2_spin import SpunNode
 from moe_robot.deploy.contract import Contract
-from moe_robot.deploy.inbox import Inbox
-from moe_robot.deploy.robot_io import GatedCommand, Snapshot, Status
+from moe_robot.deploy.robot_io import GatedCommand, Snapshot
 from moe_robot.types import UserError
 
 FAREWELL_S = 1.0
@@ -26,7 +26,7 @@ STATES_DEPTH = 10
 NODE = "moe_robot_deploy"
 
 
-class Ros2Robot:
+class Ros2Robot(Listener):
     """``RobotIO`` over ROS 2, on a node of its own or on one that somebody else spins."""
 
     def __init__(self, contract: Contract, node: Any = None, domain: int | None = None) -> None:
@@ -43,7 +43,7 @@ class Ros2Robot:
         if contract.ros != 2:
             raise UserError(f"the contract of {contract.robot} says ros: {contract.ros}: reach it over rosbridge")
         self._own = SpunNode(NODE, domain) if node is None else None
-        self._contract, self._inbox = contract, Inbox(contract)
+        super().__init__(contract)
         self._node: Any = node
         self._sources = {camera.topic: (camera.type, camera.reliability) for camera in contract.cameras.values()}
         self._sources[contract.joint_states.topic] = ("sensor_msgs/msg/JointState", "best_effort")
@@ -53,8 +53,6 @@ class Ros2Robot:
         self._lock = threading.Lock()
         self._heard: dict[Any, tuple[str, str]] = {}
         self._spoken: dict[str, Any] = {}
-        self._connected = False
-        self._simulated: bool | None = None
         self._publishers: frozenset[bytes] = frozenset()
         self._missing: str | None = None
 
@@ -111,24 +109,6 @@ class Ros2Robot:
                 self._inbox.count("commands dropped", f"ROS refused a command: {type(error).__name__}: {error}")
                 return False
         return True
-
-    def now(self) -> float:
-        """Seconds, monotonic."""
-        return time.monotonic()
-
-    def status(self) -> Status:
-        """How the connection is doing."""
-        return self._inbox.status(self._connected)
-
-    @property
-    def simulated(self) -> bool | None:
-        """Whether all of the robot is the node of ``moe-robot sim-node``; None while that is not known."""
-        return self._simulated
-
-    @property
-    def epoch(self) -> int:
-        """Number of the robot's generation: it changes with the publishers."""
-        return self._inbox.epoch
 
     def begin_anew(self) -> None:
         """Forget all that was heard: the robot was reset, and must be enabled again."""

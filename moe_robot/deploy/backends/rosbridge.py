@@ -16,13 +16,13 @@ from websockets.asyncio.client import ClientConnection
 
 from moe_robot.deploy import command_messages
 from moe_robot.deploy.backends import rosbridge_wire as wire
+from moe_robot.deploy.backends.listener import Listener
 from moe_robot.deploy.backends.websocket import LastingWebsocket, Timing
 from moe_robot.deploy.contract import Contract
-from moe_robot.deploy.inbox import Inbox
-from moe_robot.deploy.robot_io import GatedCommand, Snapshot, Status
+from moe_robot.deploy.robot_io import GatedCommand, Snapshot
 
 
-class RosbridgeRobot:
+class RosbridgeRobot(Listener):
     """``RobotIO`` over a websocket to a rosbridge server, of ROS 1 or ROS 2."""
 
     def __init__(
@@ -45,7 +45,8 @@ class RosbridgeRobot:
         Raises:
             UserError: an address that others could listen on, or no certificates in ``ca_file``.
         """
-        self._contract, self._inbox, self._timing = contract, Inbox(contract), timing or Timing()
+        super().__init__(contract)
+        self._timing = timing or Timing()
         self._websocket = LastingWebsocket(
             address or contract.address, self._converse, lambda why: self._inbox.count("connections failed", why),
             self._timing, contract.insecure_hosts, ca_file, headers,
@@ -54,8 +55,6 @@ class RosbridgeRobot:
         self._sources[contract.joint_states.topic] = "sensor_msgs/msg/JointState"
         self._heard: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._connected = False
-        self._simulated: bool | None = None
         self._outgoing: GatedCommand | None = None
         self._all_said = threading.Event()
         self._all_said.set()
@@ -87,24 +86,6 @@ class RosbridgeRobot:
             self._all_said.clear()
             self._websocket.soon(self._something_to_send.set)
         return True
-
-    def now(self) -> float:
-        """Seconds, monotonic."""
-        return time.monotonic()
-
-    def status(self) -> Status:
-        """How the connection is doing."""
-        return self._inbox.status(self._connected)
-
-    @property
-    def simulated(self) -> bool | None:
-        """Whether the bridge said that its robot is simulated and can hurt nobody; None before a connection."""
-        return self._simulated
-
-    @property
-    def epoch(self) -> int:
-        """Number of the connection."""
-        return self._inbox.epoch
 
     async def _converse(self, connection: ClientConnection) -> None:
         """All that is said on one connection, until it breaks."""

@@ -161,6 +161,13 @@ def status(complaint: str) -> str:
     return _sent(op="status", level="error", msg=complaint)
 
 
+def service_response(service: str, number: str, success: bool, answer: str) -> str:
+    """What a bridge answers to the call with the id ``number`` of a ``std_srvs/srv/Trigger``."""
+    values = {"success": success, "message": answer}
+    named = {"id": number} if number else {}
+    return _sent(op="service_response", service=service, values=values, result=success, **named)
+
+
 def _typed_array(encoder: Any, value: np.ndarray) -> None:
     encoder.encode(cbor2.CBORTag(FLOAT64, np.asarray(value, "<f8").tobytes()))
 

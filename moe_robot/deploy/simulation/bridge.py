@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -13,6 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from moe_robot.deploy.backends import rosbridge_wire as wire
+from moe_robot.deploy.simulation.server import RESET, RESET_ANSWER, WAITING, Heard
 from moe_robot.types import UserError
 
 MAX_BYTES = 2**20
@@ -45,7 +46,7 @@ class _Client:
 
 
 class BridgeServer:
-    """Speaks the part of the rosbridge v2 protocol that needs no ROS: subscribe, advertise and publish.
+    """Speaks the part of the rosbridge v2 protocol that needs no ROS: subscribe, advertise, publish, and one service.
 
     Connections are served in a thread of their own; every method may be called from any thread.
     """
@@ -61,8 +62,8 @@ class BridgeServer:
         """
         self._host, self._port, self._tells, self._hears = host, port, tells, hears
         self._clients: set[_Client] = set()
-        self._heard: dict[str, Mapping[str, Any]] = {}
-        self._epoch, self._lock = 0, threading.Lock()
+        self._heard = Heard(maxlen=WAITING)
+        self._epoch, self._lock, self._reset = 0, threading.Lock(), threading.Event()
         self._bound: Future[int] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="bridge server", daemon=True)
 
@@ -86,7 +87,12 @@ class BridgeServer:
         with self._lock:
             self._epoch += 1
             self._heard.clear()
+        self._reset.clear()
         self._loop.call_soon_threadsafe(self._leave_all)
+
+    def wants_reset(self) -> bool:
+        """Whether the service was called since the last restart."""
+        return self._reset.is_set()
 
     def wanted(self, topic: str) -> bool:
         """Whether anybody has asked for the topic."""
@@ -98,8 +104,13 @@ class BridgeServer:
 
     def take(self) -> Mapping[str, Mapping[str, Any]]:
         """Topic -> the newest message that came since this was asked last."""
+        return dict(self.take_each())
+
+    def take_each(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """Topic and message of all that came since this or :meth:`take` was asked last, in the order they came."""
         with self._lock:
-            heard, self._heard = self._heard, {}
+            heard = tuple(self._heard)
+            self._heard.clear()
             return heard
 
     async def _serve(self) -> None:
@@ -137,12 +148,15 @@ class BridgeServer:
         except wire.BadFrame as error:
             return str(error)
         operation, topic = message["op"], str(message.get("topic"))
+        if operation == "call_service":
+            self._serve_call(client, message)
+            return None
         if operation in ("unsubscribe", "unadvertise"):
             if operation == "unsubscribe":
                 client.cbor.pop(topic, None)
             return None
         if operation not in ("subscribe", "advertise", "publish"):
-            return f"{operation[:40]!r} is not offered here: expected subscribe, advertise or publish"
+            return f"{operation[:40]!r} is not offered here: expected subscribe, advertise, publish or call_service"
         offered = self._tells if operation == "subscribe" else self._hears
         if topic not in offered:
             return f"there is nothing to {operation} on {topic[:80]!r}: expected one of {', '.join(offered)}"
@@ -157,8 +171,16 @@ class BridgeServer:
                 return f"a message on {topic} without fields"
             with self._lock:
                 if client.epoch == self._epoch:
-                    self._heard[topic] = content
+                    self._heard.append((topic, content))
         return None
+
+    def _serve_call(self, client: _Client, message: Mapping[str, Any]) -> None:
+        service, known = str(message.get("service"))[:80], message.get("service") == RESET
+        answer = RESET_ANSWER if known else f"there is no service {service!r}: expected {RESET}"
+        number = str(message.get("id", ""))[:80]
+        client.say("call", wire.service_response(service, number, known, answer))
+        if known:
+            self._reset.set()
 
     def _tell(self, topic: str, message: Mapping[str, Any]) -> None:
         for client in self._clients:

@@ -5,32 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from moe_robot.deploy.simulation.lockstep import STEP, await_commands
 from moe_robot.deploy.simulation.robot import SimulatedRobot
+from moe_robot.deploy.simulation.server import Server
 
 FARTHEST_BEHIND_S = 0.1
 """Of real time: what is missed beyond this is left out, so that the world does not hurry after it."""
-
-
-class Server(Protocol):
-    """What the simulated robot speaks through: a bridge of this process, or ROS 2."""
-
-    def wanted(self, topic: str) -> bool:
-        """Whether anybody listens to a topic."""
-        ...
-
-    def tell(self, topic: str, message: Mapping[str, Any], /) -> None:
-        """Send a message to all who listen."""
-        ...
-
-    def take(self) -> Mapping[str, Mapping[str, Any]]:
-        """Topic -> the newest message that came since this was asked last."""
-        ...
-
-    def restart(self) -> None:
-        """Begin anew: nobody may take what comes for the same robot."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +33,10 @@ class Outcome:
     seconds: float
     behind_s: float
 
+    def __str__(self) -> str:
+        late = f" ({self.behind_s:.1f} s of real time left out)" if self.behind_s else ""
+        return f"{self.result} after {self.seconds:.1f} s{late}"
+
 
 class SimNode:
     """Runs a world behind a bridge or ROS 2. Its connections break before each new episode: the robot began anew."""
@@ -63,6 +49,7 @@ class SimNode:
         task: str,
         seed: int,
         trouble: Callable[[str], None] = lambda line: None,
+        lockstep: bool = False,
     ) -> None:
         """Begin the first episode.
 
@@ -72,12 +59,14 @@ class SimNode:
             server: listens already.
             task: of all episodes.
             seed: of the first; each later one has the next.
-            trouble: told of commands that could not be obeyed.
+            trouble: told of commands that could not be obeyed, and of resets.
+            lockstep: the world stands still until it is told to move by one control step.
         """
         self._env, self._robot, self._server, self._trouble = env, robot, server, trouble
+        self._lockstep = lockstep
         self._task, self._seed = task, seed
         self._limit_s: float = env.spec.max_episode_steps / env.unwrapped.control_hz
-        self._behind_s = 0.0
+        self._behind_s, self._tries = 0.0, 0
         self._begin()
 
     @property
@@ -88,35 +77,59 @@ class SimNode:
     def episode(
         self, now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> Outcome:
-        """Live until the episode is decided, and begin the next.
+        """Live until the episode is decided, and begin the next. After a reset it is another try of the same one.
 
         The robot's time runs always, the episode's from its first command on.
         """
+        while True:
+            outcome = self._in_lockstep(sleep) if self._lockstep else self._in_real_time(now, sleep)
+            self._seed += outcome is not None
+            self._begin()
+            if outcome:
+                return outcome
+            self._trouble(f"reset: the episode of seed {self._seed} begins anew")
+
+    def _in_lockstep(self, sleep: Callable[[float], None]) -> Outcome | None:
+        world, steps = self._env.unwrapped, 0
+        per_step = round(1 / world.control_hz / world.update_s)
+        while True:
+            mark = f"seed {self._seed} try {self._tries}{STEP}{steps}"
+            commands = await_commands(self._robot, self._server, mark, self._server.wants_reset, sleep)
+            if commands is None:
+                return None
+            if self._obey(commands):
+                for _ in range(per_step):
+                    self._robot.advance()
+                steps += 1
+                if outcome := self._judge(steps / world.control_hz):
+                    return outcome
+
+    def _in_real_time(self, now: Callable[[], float], sleep: Callable[[float], None]) -> Outcome | None:
         world, due = self._env.unwrapped, now()
         per_step = round(1 / world.control_hz / world.update_s)
         begun, updates = False, 0
-        while True:
+        while not self._server.wants_reset():
             if (early := due - now()) > 0:
                 sleep(early)
-            begun = self._obey() or begun
+            begun = self._obey(self._server.take()) or begun
             self._robot.advance()
             for topic, message in self._robot.messages(time.time(), self._server.wanted).items():
                 self._server.tell(topic, message)
             updates += begun
             if begun and updates % per_step == 0 and (outcome := self._judge(updates * world.update_s)):
-                self._seed += 1
-                self._begin()
                 return outcome
             due = self._next(due + world.update_s, now())
+        return None
 
     def _begin(self) -> None:
         self._env.reset(seed=self._seed, options={"task": self._task})
         self._server.restart()
         self._behind_s = 0.0
+        self._tries += 1
 
-    def _obey(self) -> bool:
-        """Whether there was a command that could be obeyed."""
-        complaints = [self._robot.obey(topic, message) for topic, message in self._server.take().items()]
+    def _obey(self, commands: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether one of them could be obeyed."""
+        complaints = [self._robot.obey(topic, message) for topic, message in commands.items()]
         for complaint in filter(None, complaints):
             self._trouble(complaint)
         return None in complaints

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import cv2
@@ -90,21 +90,31 @@ class SimulatedRobot:
             stamp: of this moment, on the wall clock, seconds.
             wanted: whether anybody listens to a topic.
         """
+        rates = {camera.topic: camera.rate_hz for camera in self._contract.cameras.values()}
+        rates[self._contract.joint_states.topic] = self._contract.joint_states.rate_hz
+        due = [topic for topic, rate_hz in rates.items() if self._is_due(rate_hz) and wanted(topic)]
+        return self.stamped(self.contents(due), stamp)
+
+    def contents(self, topics: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Topic -> message without a header of what the robot could tell now, of those ``topics``."""
+        told: dict[str, dict[str, Any]] = {}
+        states = self._contract.joint_states.topic
+        if states in topics:
+            positions, velocities = self._world.joints()
+            told[states] = {"name": self._names, "position": positions, "velocity": velocities, "effort": []}
+        cameras = {name: camera.topic for name, camera in self._contract.cameras.items() if camera.topic in topics}
+        if cameras:
+            drawn = self._world.pictures()
+            for name, topic in cameras.items():
+                told[topic] = {"format": self._pictures, "data": self._encoded(drawn[name])}
+        return told
+
+    def stamped(self, contents: Mapping[str, Mapping[str, Any]], stamp: float, mark: str = "") -> dict[str, Any]:
+        """The messages with a header: ``stamp`` on the wall clock, seconds; ``mark`` in its ``frame_id``."""
         second, nanosecond = divmod(round(stamp * 1e9), 10**9)
         names = ("sec", "nanosec") if self._contract.ros == 2 else ("secs", "nsecs")
-        header = {"stamp": dict(zip(names, (second, nanosecond), strict=True)), "frame_id": ""}
-        told: dict[str, dict[str, Any]] = {}
-        states = self._contract.joint_states
-        if self._is_due(states.rate_hz) and wanted(states.topic):
-            positions, velocities = self._world.joints()
-            state = {"name": self._names, "position": positions, "velocity": velocities, "effort": []}
-            told[states.topic] = {"header": header} | state
-        cameras = {name: camera for name, camera in self._contract.cameras.items() if self._is_due(camera.rate_hz)}
-        if any(wanted(camera.topic) for camera in cameras.values()):
-            drawn = self._world.pictures()
-            for name, camera in cameras.items():
-                told[camera.topic] = {"header": header, "format": self._pictures, "data": self._encoded(drawn[name])}
-        return told
+        header = {"stamp": dict(zip(names, (second, nanosecond), strict=True)), "frame_id": mark}
+        return {topic: {"header": header, **content} for topic, content in contents.items()}
 
     def _is_due(self, rate_hz: float) -> bool:
         """Whether a source of this rate tells something in this tick; at most once per tick."""

@@ -4,13 +4,16 @@ import threading
 import time
 
 import numpy as np
+import onnx
 import pytest
 from bridge_server import wait_until
 from commands import INSTRUCTION, STARTING_S
+from onnx import TensorProto, helper
 
 import policies
 from moe_robot.deploy.backends.ros2_messages import message_type, ros2
 from moe_robot.deploy.backends.ros2_spin import SpunNode
+from moe_robot.deploy.exported import Manifest
 from moe_robot.deploy.policy_node import PolicyNode
 from moe_robot.deploy.simulation.robot import SimulatedRobot, world_options
 from moe_robot.deploy.simulation.ros2_server import Ros2Server
@@ -213,3 +216,34 @@ def test_what_is_missing_is_told_and_the_node_stays_unconfigured(interface, pers
     given(interface, contract=str(patient_file))
     assert not person.change(CONFIGURE)
     assert person.sees(b"\x01", "nothing publishes /front/image_raw/compressed") == {}
+
+
+@pytest.fixture
+def exported(patient, tmp_path):
+    """What ``moe-robot export`` writes, of a policy that stays where it is."""
+    features = patient.features()
+    Manifest(features, chunk=8, execute=2).write(tmp_path)
+    sensors = [
+        helper.make_tensor_value_info(f"observation.images.{camera}", TensorProto.UINT8, [1, *size, 3])
+        for camera, size in features.cameras.items()
+    ]
+    sensors.append(
+        helper.make_tensor_value_info("observation.state", TensorProto.FLOAT, [1, len(features.state_names)])
+    )
+    shape = [1, 8, len(features.action_names)]
+    still = helper.make_node(
+        "Constant", [], ["action"], value=helper.make_tensor("", TensorProto.FLOAT, shape, [0] * 40)
+    )
+    graph = helper.make_graph(
+        [still], "still", sensors, [helper.make_tensor_value_info("action", TensorProto.FLOAT, shape)]
+    )
+    opset = helper.make_opsetid("", 18)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "policy.onnx")
+    return tmp_path
+
+
+def test_an_exported_policy_is_loaded_as_a_checkpoint_is(interface, person, patient_file, exported):
+    interface._make = None
+    given(interface, contract=str(patient_file), instruction=INSTRUCTION, robot_wait_s=0.5, checkpoint=str(exported))
+    assert not person.change(CONFIGURE)
+    assert person.sees(b"\x01", "nothing publishes /front/image_raw/compressed") == {}  # the policy was taken

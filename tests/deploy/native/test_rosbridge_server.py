@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from bridge_server import wait_until
+from bridge_server import Cable, wait_until
 from ros2_side import COMMANDS, FRONT, GRIPPER, PICTURE, POSITION, hear, send, tell_all
 from rosbridge_rs import RustBridge
 from websockets.sync.client import connect
@@ -94,6 +94,31 @@ def test_after_a_restart_nothing_is_sent_that_was_meant_for_before(server, bridg
     hear(io, server, patient)
     wait_until(lambda: send(io, np.full(7, 0.2)) and COMMANDS in (heard := server.take()) and check(heard), "the new")
     assert io.status().counts["commands dropped"] >= 60
+
+
+@pytest.mark.full
+def test_a_half_open_line_is_given_up_and_nothing_of_the_silence_is_sent_later(server, bridges, start, patient):
+    cable = Cable(bridges().port)
+    timing = Timing(ping_s=0.5, close_s=0.2, first_pause_s=0.05, longest_pause_s=0.2, silence_s=3.0)
+    io = start(RosbridgeRobot(patient, f"ws://127.0.0.1:{cable.port}", timing=timing))
+    try:
+        hear(io, server, patient)
+        assert send(io, np.full(7, 0.1))
+        newest(server, COMMANDS, 0.1)
+        cable.freeze()
+        wait_until(lambda: not io.status().connected, "the end of the connection")
+        for k in range(60):
+            assert not send(io, np.full(7, 1 + k / 100))
+        cable.thaw()
+        wait_until(lambda: io.epoch >= 2, "the new connection")
+        assert not send(io, np.full(7, 0.5), epoch=1)
+        hear(io, server, patient)
+        assert server.take() == {}
+        wait_until(
+            lambda: send(io, np.full(7, 0.2)) and COMMANDS in (heard := server.take()) and check(heard), "the new"
+        )
+    finally:
+        cable.close()
 
 
 def check(heard):

@@ -15,7 +15,7 @@ from bridge_server import wait_until
 from moe_robot.deploy.contract import SHIPPED, load_contract
 from moe_robot.types import FeatureStatistics
 
-STARTING_S = 120.0
+STARTING_S = 900.0
 """A process that imports torch may take so long on a busy machine."""
 INSTRUCTION = "pick up the red cube"
 SMALL = {"width": 16, "hidden": 16, "layers": 2, "stem_channels": 8, "patches": 2, "glimpses": 2}
