@@ -19,10 +19,11 @@ from moe_robot.types import UserError
 class Options:
     """Options of ``moe-robot bench``."""
 
-    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "data", "deploy"]]
+    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "train", "data", "deploy"]]
     """render: camera pictures per CPU-second. env: control steps with all cameras per CPU-second, under the scripted
     expert. policy: latency of a new action chunk and training samples per second. moe: the mixture-of-experts layer
-    beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU). data: writing and reading
+    beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU). train: several processes
+    that train together beside as many runs side by side, and what saving states costs. data: writing and reading
     demonstrations. deploy: from picture to command over rosbridge, the safety gate, the control loop's jitter, and what
     an outage leaves behind."""
     env: str = "pitstop"
@@ -35,7 +36,9 @@ class Options:
     repeats: int = 3
     """Measure this often and report the median."""
     preset: str = "moe"
-    """policy: the preset to measure."""
+    """policy, train: the preset to measure."""
+    processes: int = 2
+    """train: processes of one thread each."""
     onnx: bool = False
     """policy: measure a chunk of the exported preset as well, run by onnxruntime on one thread."""
     threads: int = 0
@@ -75,6 +78,10 @@ def run(options: Options) -> int:
         from moe_robot.cli.bench_data import measure as measure_data
 
         result = measure_data(options.size, options.repeats, options.peer)
+    elif options.what == "train":
+        from moe_robot.cli.bench_train import measure as measure_train
+
+        result = measure_train(options.preset, options.processes, options.seconds, options.repeats)
     elif options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 

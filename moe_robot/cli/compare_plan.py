@@ -83,6 +83,7 @@ class Planned:
     def train_config(self) -> TrainConfig:
         """The options of its training."""
         from moe_robot.training.config import TrainConfig
+        from moe_robot.training.state import has_state
 
         trial = self.trial
         assert trial.data is not None
@@ -93,7 +94,7 @@ class Planned:
             steps=trial.steps,
             minutes=trial.minutes,
             seed=self.seed,
-            resume=(self.folder / "state.pt").exists(),
+            resume=has_state(self.folder),
             tasks=",".join(trial.tasks),
             threads=trial.threads,
             device=trial.device,

@@ -1,8 +1,7 @@
-"""Checkpoints on disk: the policy for use and the state for resuming. A kill at any moment leaves both whole."""
+"""The policy for use on disk. A kill at any moment leaves it whole."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,38 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from moe_robot.data.durable import write_atomically
-from moe_robot.types import UserError
-
-STATE_FILE = "state.pt"
 CHECKPOINT = "checkpoint"
-
-
-def save_state(run: Path, state: Mapping[str, Any]) -> None:
-    """Write ``run/state.pt`` beside its predecessor, then take its place in one step."""
-    content = io.BytesIO()  # torch's own writer hides a full disk behind an error of another kind
-    torch.save(dict(state), content)
-
-    def write(path: Path) -> None:
-        path.write_bytes(content.getbuffer())
-
-    write_atomically(run / STATE_FILE, write)
-
-
-def load_state(run: Path) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote (tensors and plain values only: nothing in the file is executed)."""
-    path = run / STATE_FILE
-    if not path.is_file():
-        raise UserError(
-            f"nothing to resume in {run}: expected {STATE_FILE} of an interrupted run; leave out --resume to begin"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read ({reason}): begin again with another --out") from error
 
 
 def save_policy(run: Path, save: Callable[[Path], None], record: Mapping[str, Any]) -> Path:
