@@ -21,6 +21,7 @@ VERSION = "moe_robot"  # the bare package holds only its version
 COMMON = {"moe_robot.types", "moe_robot.registry", "moe_robot.kinematics", "moe_robot.processes", "moe_robot.words"}
 ALLOWED = {
     "moe_robot": set(),
+    "moe_robot.__main__": {"moe_robot.cli"},
     "moe_robot.types": set(),
     "moe_robot.registry": {"moe_robot.types"},
     "moe_robot.kinematics": {"moe_robot.types"},

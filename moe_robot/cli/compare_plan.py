@@ -82,8 +82,8 @@ class Planned:
 
     def train_config(self) -> TrainConfig:
         """The options of its training."""
+        from moe_robot.training.checkpoint import has_state
         from moe_robot.training.config import TrainConfig
-        from moe_robot.training.state import has_state
 
         trial = self.trial
         assert trial.data is not None

@@ -133,7 +133,7 @@ def _collect(options: Options) -> int:
 def _train(options: Options) -> int:
     folder = options.out / "policy"
     from moe_robot.cli import train
-    from moe_robot.training.state import has_state
+    from moe_robot.training.checkpoint import has_state
 
     if train.is_trained(folder):
         print(f"trained already: {folder / 'checkpoint'}")

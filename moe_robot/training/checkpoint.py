@@ -1,4 +1,4 @@
-"""The policy for use on disk. A kill at any moment leaves it whole."""
+"""What a run leaves on disk: its states, found by their names, and the policy for use. A kill leaves both whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_robot.data.durable import TEMPORARY
+
 CHECKPOINT = "checkpoint"
+STATES = "state"
+OLD_STATE = "state.pt"
+
+
+def has_state(run: Path) -> bool:
+    """Whether a run was begun in this folder, and saved its state."""
+    return newest_state(run) is not None or (run / OLD_STATE).exists()
+
+
+def newest_state(run: Path) -> Path | None:
+    """The folder of the latest complete state; None without one."""
+    return max(complete_states(run), default=None)
+
+
+def complete_states(run: Path) -> list[Path]:
+    """The folders of all states that were written to their end."""
+    folders = (run / STATES).glob("step-*") if (run / STATES).is_dir() else ()
+    return [folder for folder in folders if not folder.name.endswith(TEMPORARY)]
 
 
 def save_policy(run: Path, save: Callable[[Path], None], record: Mapping[str, Any]) -> Path:

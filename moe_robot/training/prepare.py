@@ -14,8 +14,8 @@ from moe_robot.data.loader import Dataset
 from moe_robot.data.match import FeaturesDiffer, match
 from moe_robot.data.mixture import Mixture, open_data
 from moe_robot.data.selection import Split, parse_rename
+from moe_robot.training.checkpoint import has_state
 from moe_robot.training.config import TrainConfig
-from moe_robot.training.state import has_state
 from moe_robot.types import UserError
 
 FREE = {

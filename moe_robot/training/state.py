@@ -22,23 +22,13 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from moe_robot.data.durable import TEMPORARY, sync_directory
+from moe_robot.training.checkpoint import OLD_STATE, STATES, complete_states, newest_state
+from moe_robot.training.optimise import AveragedWeights
 from moe_robot.types import UserError
 
-STATES = "state"
 VALUES = "values"
-OLD_STATE = "state.pt"
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process saves by itself: as meant
-
-
-def has_state(run: Path) -> bool:
-    """Whether a run was begun in this folder, and saved its state."""
-    return newest(run) is not None or (run / OLD_STATE).exists()
-
-
-def newest(run: Path) -> Path | None:
-    """The folder of the latest complete state; None without one."""
-    return max(_complete(run), default=None)
 
 
 class States:
@@ -98,7 +88,7 @@ class States:
                 sync_directory(temporary)
                 temporary.rename(folder)
                 sync_directory(folder.parent)
-                for old in sorted(_complete(self.run))[: -self.keep]:
+                for old in sorted(complete_states(self.run))[: -self.keep]:
                     shutil.rmtree(old.rename(old.with_name(old.name + TEMPORARY)))
         except BaseException as error:
             self._failure = _cause(error)
@@ -112,7 +102,7 @@ def load(run: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple[
     Raises:
         UserError: there is none, it is of an older version, or it is damaged.
     """
-    folder = newest(run)
+    folder = newest_state(run)
     if folder is None and (run / OLD_STATE).exists():
         raise UserError(
             f"{run / OLD_STATE} was saved by an older version, which this one cannot go on from: finish the run with "
@@ -134,10 +124,41 @@ def load(run: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple[
         values = json.loads(bytes(tensors.pop(VALUES).tolist()))
     except Exception as error:
         reason = " ".join(str(_cause(error)).split())[:200]
-        older = len(_complete(run)) > 1
+        older = len(complete_states(run)) > 1
         remedy = "remove that folder to go on from the one before" if older else "begin again with another --out"
         raise UserError(f"{folder} cannot be read ({reason}): {remedy}") from error
     return tensors, values
+
+
+def pack(model: nn.Module, average: AveragedWeights, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything that training changes, as tensors under ``<part>/<name>``."""
+    parts = {
+        "model": model.state_dict(),
+        "average": average.state,
+        "optimiser": moments(model, optimiser),
+        "random": {"torch": torch.get_rng_state()},
+    }
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def wanted_by(model: nn.Module) -> Callable[[str], bool]:
+    """Which tensors of a state a process needs that keeps these weights, perhaps not all there are."""
+    mine = {f"{part}/{name}" for name in model.state_dict() for part in ("model", "average", "optimiser")}
+    return lambda name: name.startswith("random/") or name in mine or name.rpartition("/")[0] in mine
+
+
+def unpack(
+    tensors: Mapping[str, Tensor], model: nn.Module, average: AveragedWeights, optimiser: torch.optim.Optimizer
+) -> None:
+    """The inverse of :func:`pack`, into a model, an average and an optimiser of the same shapes."""
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimiser": {}, "random": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = tensor
+    model.load_state_dict(parts["model"])
+    average.state = {name: parts["average"][name].to(tensor) for name, tensor in average.state.items()}
+    restore_moments(model, optimiser, parts["optimiser"])
+    torch.set_rng_state(parts["random"]["torch"])
 
 
 def moments(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -174,11 +195,6 @@ def _parameter_of(weight: Tensor) -> tuple[Tensor, int | None]:
     if isinstance(weight, nn.Parameter) or bank is None:
         return weight, None
     return bank, (weight.storage_offset() - bank.storage_offset()) // bank.stride(0)
-
-
-def _complete(run: Path) -> list[Path]:
-    folders = (run / STATES).glob("step-*") if (run / STATES).is_dir() else ()
-    return [folder for folder in folders if not folder.name.endswith(TEMPORARY)]
 
 
 def _cause(error: BaseException) -> BaseException:

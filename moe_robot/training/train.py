@@ -23,22 +23,15 @@ from moe_robot import __version__
 from moe_robot.data.durable import disk_errors
 from moe_robot.moe import ALONE, share
 from moe_robot.training import state as states
-from moe_robot.training.checkpoint import save_policy
+from moe_robot.training.checkpoint import newest_state, save_policy
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.device import autocast, resolve_device, uses_bf16
+from moe_robot.training.join import all_answer, connect, endings_are_agreed, is_restart, joined, local_device
 from moe_robot.training.measure import probe, routing_numbers
 from moe_robot.training.metrics import Metrics
 from moe_robot.training.optimise import AveragedWeights, make_optimiser, schedule
 from moe_robot.training.prepare import Beginning, begin, check, check_same_run, fingerprint
-from moe_robot.training.team import (
-    Team,
-    all_answer,
-    connect,
-    endings_are_agreed,
-    is_restart,
-    joined,
-    local_device,
-)
+from moe_robot.training.team import Team
 from moe_robot.types import UserError
 
 LOG_EVERY = 20
@@ -63,7 +56,7 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     Raises:
         UserError: bad options, a data set that does not fit, a loss that is no longer finite, or a lost process.
     """
-    if is_restart() and states.newest(config.out) is not None:
+    if is_restart() and newest_state(config.out) is not None:
         config = dataclasses.replace(config, resume=True)
     device = local_device(resolve_device(config.device))
     with joined(config, device) as team:
@@ -189,38 +182,18 @@ class _Run:
         return loss, logs
 
     def _save(self) -> None:
-        named = {
-            "model": self.policy.state_dict(),
-            "average": self.average.state,
-            "optimiser": states.moments(self.policy, self.optimiser),
-            "random": {"torch": torch.get_rng_state()},
-        }
-        tensors = {f"{part}/{name}": tensor for part, all_of in named.items() for name, tensor in all_of.items()}
         values = {
             "fingerprint": self.fingerprint,
             "step": self.step,
             "elapsed": self.elapsed,
             "routing_step0": self.routing_step0,
         }
-        self.states.save(self.step, tensors, values)
+        self.states.save(self.step, states.pack(self.policy, self.average, self.optimiser), values)
 
     def _restore(self) -> None:
-        mine = tuple(self.policy.state_dict())
-
-        def wanted(name: str) -> bool:
-            part, _, rest = name.partition("/")
-            return part == "random" or (rest.rpartition("/")[0] if part == "optimiser" else rest) in mine
-
-        tensors, values = states.load(self.config.out, wanted)
+        tensors, values = states.load(self.config.out, states.wanted_by(self.policy))
         check_same_run(values["fingerprint"], self.fingerprint)
-        of: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimiser": {}, "random": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition("/")
-            of[part][rest] = tensor
-        self.policy.load_state_dict(of["model"])
-        self.average.state = {name: tensor.to(self.device) for name, tensor in of["average"].items()}
-        states.restore_moments(self.policy, self.optimiser, of["optimiser"])
-        torch.set_rng_state(of["random"]["torch"])
+        states.unpack(tensors, self.policy, self.average, self.optimiser)
         self.step, self.elapsed, self.routing_step0 = values["step"], values["elapsed"], values["routing_step0"]
 
     def _finish(self) -> dict[str, Any]:

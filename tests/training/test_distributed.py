@@ -1,5 +1,6 @@
 """Several processes train what one would, experts divided or not, and a run may change hands between them."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_robot.registry import load_policy
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.state import load
 from moe_robot.training.train import train
@@ -68,3 +70,65 @@ def test_many_processes_give_the_losses_and_weights_of_one(demonstrations, tmp_p
         many = tmp_path / f"{size}-{experts}"
         teams.run(config(demonstrations, many, **changes, expert_parallel=experts), size)
         assert_same(tmp_path / "one", many)
+
+
+def _stop_at_3(progress):
+    if progress.step == 3:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("before", "after"), [((2, 2), (1, 1)), ((1, 1), (4, 2))], ids=["to-one", "to-many"])
+def test_a_run_goes_on_with_other_processes_and_another_division_of_the_experts(
+    demonstrations, tmp_path, before, after
+):
+    whole = config(demonstrations, tmp_path / "whole", steps=6)
+    train(whole)
+    first = dataclasses.replace(whole, out=tmp_path / "run", expert_parallel=before[1])
+    if before[0] == 1:
+        with pytest.raises(KeyboardInterrupt):
+            train(first, _stop_at_3)
+    else:
+        for process in (team := teams.start(first, before[0], _stop_at_3)):
+            process.join()
+        assert [process.exitcode for process in team] == [1, 130]  # the second leaves it to the first to say so
+    assert load(first.out)[1]["step"] == 3
+    rest = dataclasses.replace(first, resume=True, expert_parallel=after[1])
+    if after[0] == 1:
+        train(rest)
+    else:
+        teams.run(rest, after[0])
+    assert_same(whole.out, rest.out)
+
+
+def test_the_policy_of_divided_experts_is_one_file_that_acts(demonstrations, tmp_path):
+    """All experts are in it, also those that the process which wrote it never held."""
+    run = config(demonstrations, tmp_path / "run", steps=2, expert_parallel=2)
+    teams.run(run, 2)
+    policy = load_policy(tmp_path / "run")
+    averaged = load(run.out, lambda name: name.startswith("average/"))[0]
+    for name, weight in policy.state_dict().items():
+        assert torch.allclose(weight.double(), averaged[f"average/{name}"].double(), atol=1e-6), name
+    record = json.loads((run.out / "checkpoint" / "train.json").read_text())
+    assert record["complete"]
+    assert record["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "message"),
+    [
+        (2, {"expert_parallel": 2, "preset": "dense-active"}, "--expert-parallel: this policy has no experts"),
+        (
+            3,
+            {"batch_size": 6, "expert_parallel": 3},
+            "--expert-parallel: 4 experts cannot be divided among 3",
+        ),
+        (2, {"batch_size": 5}, "--batch-size 5 cannot be divided among 2 processes"),
+    ],
+)
+def test_what_does_not_divide_is_refused_by_name(demonstrations, tmp_path, size, changes, message):
+    run = config(demonstrations, tmp_path / "run", steps=2, **changes)
+    run.out.mkdir()
+    for process in (team := teams.start(run, size)):
+        process.join()
+    assert {process.exitcode for process in team} == {1}
+    assert any(message in (run.out / f"failed-{rank}").read_text() for rank in range(size))

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_robot.training.checkpoint import newest_state
 from moe_robot.training.config import TrainConfig
-from moe_robot.training.state import States, load, moments, newest, restore_moments
+from moe_robot.training.state import States, load, moments, restore_moments
 from moe_robot.training.train import train
 from moe_robot.types import UserError
 
@@ -93,7 +94,7 @@ def test_a_run_goes_on_after_the_kill_of_any_of_its_processes(demonstrations, tm
         while reached.value < target and all(process.is_alive() for process in team):
             time.sleep(0.005)
         time.sleep(rng.random() * 0.1)
-        before = newest(cut.out)
+        before = newest_state(cut.out)
         victim = rng.randrange(2)
         team[victim].kill()
         for process in team:
@@ -102,7 +103,7 @@ def test_a_run_goes_on_after_the_kill_of_any_of_its_processes(demonstrations, tm
         assert team[1 - victim].exitcode == 1
         said = (cut.out / f"failed-{1 - victim}").read_text()
         assert "another of the 2 processes has ended or does not answer: the last saved state is kept" in said
-        assert before is None or newest(cut.out) >= before
+        assert before is None or newest_state(cut.out) >= before
     teams.run(cut, 2, note, restart=kills)
     assert losses(cut.out) == losses(run.out)
     (a, _), (b, _) = load(run.out), load(cut.out)
@@ -124,7 +125,7 @@ def test_a_full_disk_is_told_and_leaves_the_state_before(demonstrations, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("torch.distributed.checkpoint.FileSystemWriter.write_data", full)
-    with pytest.raises(UserError, match="no space left for .*the last saved state is kept"):
+    with pytest.raises(UserError, match=r"no space left for .*the last saved state is kept"):
         train(dataclasses.replace(run, steps=4, resume=True))
     assert load(run.out)[1]["step"] == 2
     assert not list((run.out / "state").glob("*.tmp"))
