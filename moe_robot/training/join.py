@@ -24,21 +24,9 @@ PREPARATION = timedelta(hours=2)
 
 
 @contextmanager
-def joined(config: TrainConfig, device: torch.device) -> Iterator[Team]:
-    """The team that ``torchrun`` started this process for. One line is said for all, by whoever fails first.
-
-    Raises:
-        UserError: the batch or the processes do not divide.
-    """
+def joined(device: torch.device) -> Iterator[Team]:
+    """The team that ``torchrun`` started this process for. One line is said for all, by whoever fails first."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    e, parts = config.expert_parallel, config.accumulate * size
-    if config.batch_size % parts:
-        raise UserError(
-            f"--batch-size {config.batch_size} cannot be divided among {size} processes and {config.accumulate} parts: "
-            f"expected a multiple of {parts}"
-        )
-    if size % e:
-        raise UserError(f"--expert-parallel {e} does not divide the {size} processes of torchrun: expected a divisor")
     if size == 1:
         yield Team()
         return
@@ -56,6 +44,21 @@ def joined(config: TrainConfig, device: torch.device) -> Iterator[Team]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def check_division(config: TrainConfig, size: int) -> None:
+    """Refuse a batch or processes that do not divide (UserError)."""
+    parts = config.accumulate * size
+    if config.batch_size % parts:
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be divided among {size} processes and {config.accumulate} parts: "
+            f"expected a multiple of {parts}"
+        )
+    if size % config.expert_parallel:
+        raise UserError(
+            f"--expert-parallel {config.expert_parallel} does not divide the {size} processes of torchrun: "
+            "expected a divisor"
+        )
 
 
 def connect(team: Team, device: torch.device, expert_parallel: int) -> None:

@@ -26,7 +26,15 @@ from moe_robot.training import state as states
 from moe_robot.training.checkpoint import newest_state, save_policy
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.device import autocast, resolve_device, uses_bf16
-from moe_robot.training.join import all_answer, connect, endings_are_agreed, is_restart, joined, local_device
+from moe_robot.training.join import (
+    all_answer,
+    check_division,
+    connect,
+    endings_are_agreed,
+    is_restart,
+    joined,
+    local_device,
+)
 from moe_robot.training.measure import probe, routing_numbers
 from moe_robot.training.metrics import Metrics
 from moe_robot.training.optimise import AveragedWeights, make_optimiser, schedule
@@ -59,8 +67,9 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     if is_restart() and newest_state(config.out) is not None:
         config = dataclasses.replace(config, resume=True)
     device = local_device(resolve_device(config.device))
-    with joined(config, device) as team:
+    with joined(device) as team:
         check(config)
+        check_division(config, team.ranks.size)
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         torch.manual_seed(config.seed)
         beginning = begin(config)
@@ -87,7 +96,8 @@ class _Run:
         self.fingerprint = fingerprint(config, self.dataset.content_hash)
         self.step, self.elapsed = 0, 0.0
         self.routing_step0 = None if config.resume else probe(policy, self.probed.probe, config, self.bf16)["routing"]
-        self.whole = copy.deepcopy(policy) if config.expert_parallel > 1 and team.leads else policy
+        divided = config.expert_parallel > 1 and team.leads
+        self.whole = copy.deepcopy(policy).cpu() if divided else policy  # all experts, for the end
         team.adopt(policy)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay, config.gate_rate)
@@ -203,6 +213,7 @@ class _Run:
         if policy is not self.policy:  # the other experts are in the state that was just saved
             tensors, _ = states.load(config.out, lambda name: name.startswith("average/"))
             average = {name.removeprefix("average/"): tensor for name, tensor in tensors.items()}
+            policy.to(self.device)
         share(policy, ALONE)
         policy.load_state_dict(average)
         record = {

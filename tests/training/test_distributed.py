@@ -39,7 +39,13 @@ def losses(out: Path) -> list[float]:
     ]
 
 
+def revived(out: Path) -> list[tuple[int, str]]:
+    events = [line for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "event" in line]
+    return [(line["step"], line["event"]["expert"]) for line in events if line["event"]["kind"] == "revived"]
+
+
 def assert_same(one: Path, many: Path) -> None:
+    assert revived(many) == revived(one)
     assert losses(many) == pytest.approx(losses(one), abs=TOLERANCE)
     (a, values), (b, others) = load(one), load(many)
     assert set(a) == set(b)
@@ -63,9 +69,13 @@ def _log_every_step(monkeypatch):
     ],
     ids=["plain", "eventful", "expert-choice", "capacity"],
 )
-def test_many_processes_give_the_losses_and_weights_of_one(demonstrations, tmp_path, settings, shapes, changes):
+def test_many_processes_give_the_losses_and_weights_of_one(
+    demonstrations, tmp_path, monkeypatch, settings, shapes, changes
+):
+    monkeypatch.setattr("moe_robot.moe.balance.COLD", 0.97)  # so that experts turn cold within these few steps
     changes = {"config": SMALL + settings, **changes}
     train(config(demonstrations, tmp_path / "one", **changes))
+    assert bool(revived(tmp_path / "one")) == ("revive=true" in settings)
     for size, experts in shapes:
         many = tmp_path / f"{size}-{experts}"
         teams.run(config(demonstrations, many, **changes, expert_parallel=experts), size)
@@ -132,3 +142,11 @@ def test_what_does_not_divide_is_refused_by_name(demonstrations, tmp_path, size,
         process.join()
     assert {process.exitcode for process in team} == {1}
     assert any(message in (run.out / f"failed-{rank}").read_text() for rank in range(size))
+
+
+def test_bf16_goes_the_same_way(demonstrations, tmp_path):
+    """Rows travel as bf16; what two processes compute is within its rounding of what one does."""
+    run = config(demonstrations, tmp_path / "one", steps=3, precision="bf16")
+    train(run)
+    teams.run(dataclasses.replace(run, out=tmp_path / "two", expert_parallel=2), 2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0.02)
