@@ -61,6 +61,18 @@ def check_division(config: TrainConfig, size: int) -> None:
         )
 
 
+@contextmanager
+def in_turn(team: Team) -> Iterator[None]:
+    """The first process of every machine does what is in this block before the others of it, who then find it done."""
+    machine, local = os.environ.get("GROUP_RANK", "0"), int(os.environ.get("LOCAL_RANK", 0))
+    store = dist.distributed_c10d._get_default_store() if team.ranks.size > 1 else None
+    if store is not None and local > 0:
+        store.wait([f"machine {machine}"], PREPARATION)
+    yield
+    if store is not None and local == 0:
+        store.set(f"machine {machine}", "")
+
+
 def connect(team: Team, device: torch.device, expert_parallel: int) -> None:
     """Make the process groups, once all have prepared their data."""
     if team.ranks.size == 1:

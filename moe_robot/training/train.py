@@ -72,8 +72,9 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
         check_division(config, team.ranks.size)
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         torch.manual_seed(config.seed)
-        beginning = begin(config)
         with all_answer(team, config.out):
+            with in_turn(team):
+                beginning = begin(config)
             connect(team, device, config.expert_parallel)
             return _Run(config, team, device, beginning).go(on_progress)
 
