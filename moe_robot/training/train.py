@@ -31,6 +31,7 @@ from moe_robot.training.join import (
     check_division,
     connect,
     endings_are_agreed,
+    in_turn,
     is_restart,
     joined,
     local_device,
