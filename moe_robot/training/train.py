@@ -22,20 +22,11 @@ from torch import Tensor
 from moe_robot import __version__
 from moe_robot.data.durable import disk_errors
 from moe_robot.moe import ALONE, share
+from moe_robot.training import join
 from moe_robot.training import state as states
 from moe_robot.training.checkpoint import newest_state, save_policy
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.device import autocast, resolve_device, uses_bf16
-from moe_robot.training.join import (
-    all_answer,
-    check_division,
-    connect,
-    endings_are_agreed,
-    in_turn,
-    is_restart,
-    joined,
-    local_device,
-)
 from moe_robot.training.measure import probe, routing_numbers
 from moe_robot.training.metrics import Metrics
 from moe_robot.training.optimise import AveragedWeights, make_optimiser, schedule
@@ -65,18 +56,18 @@ def train(config: TrainConfig, on_progress: Callable[[Progress], None] = lambda 
     Raises:
         UserError: bad options, a data set that does not fit, a loss that is no longer finite, or a lost process.
     """
-    if is_restart() and newest_state(config.out) is not None:
+    if join.is_restart() and newest_state(config.out) is not None:
         config = dataclasses.replace(config, resume=True)
-    device = local_device(resolve_device(config.device))
-    with joined(device) as team:
+    device = join.local_device(resolve_device(config.device))
+    with join.joined(device) as team:
         check(config)
-        check_division(config, team.ranks.size)
+        join.check_division(config, team.ranks.size)
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         torch.manual_seed(config.seed)
-        with all_answer(team, config.out):
-            with in_turn(team):
+        with join.all_answer(team, config.out):
+            with join.in_turn(team):
                 beginning = begin(config)
-            connect(team, device, config.expert_parallel)
+            join.connect(team, device, config.expert_parallel)
             return _Run(config, team, device, beginning).go(on_progress)
 
 
@@ -115,8 +106,8 @@ class _Run:
     def go(self, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
         """Train to the end; gives the record, in the first process of the team."""
         config, team = self.config, self.team
-        metrics = Metrics(config.out, self.step) if team.leads else None
-        with self.writing(), endings_are_agreed(team) as told:
+        with self.writing(), join.endings_are_agreed(team) as told:
+            metrics = Metrics(config.out, self.step) if team.leads else None
             try:
                 self.policy.train()
                 last_saved = last_tick = time.monotonic()
