@@ -64,7 +64,7 @@ class Team:
         apart = {id(p) for p in self.sharded}
         names = [name for name, p in policy.named_parameters() if id(p) in apart]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(policy, names)
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # all experts were used
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its successor is of torch 2.15
         self.model = DistributedDataParallel(
             policy, process_group=self.averaging, broadcast_buffers=False, find_unused_parameters=True
         )
