@@ -124,8 +124,9 @@ class _Run:
                         numbers = {"loss": loss, **logs, **routing, "gradient_norm": norm}
                         if metrics:
                             metrics.write(self.step, {**numbers, "samples_per_second": rate})
-                    for event in events if metrics else ():
-                        metrics.tell(self.step, dataclasses.asdict(event))
+                    if metrics:
+                        for event in events:
+                            metrics.tell(self.step, dataclasses.asdict(event))
                     interrupted = _tell(on_progress, Progress(self.step, self.fraction, loss, rate))
                     due = now - last_saved > config.save_every
                     self.elapsed, due, stop = team.agree(self.elapsed + since, due, interrupted or told())
@@ -209,7 +210,7 @@ class _Run:
             policy.to(self.device)
         share(policy, ALONE)
         policy.load_state_dict(average)
-        record = {
+        record: dict[str, Any] = {
             "moe_robot": __version__,
             "preset": config.preset,
             "seed": config.seed,
