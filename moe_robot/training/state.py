@@ -79,6 +79,12 @@ class States:
             failure, self._failure = self._failure, None
             raise failure
 
+    def settle(self) -> None:
+        """Until nothing is being written any more, whatever came of it: before a run ends with an error."""
+        if self._writing is not None:
+            self._writing.join()
+        self._writing = self._failure = None
+
     def _write(self, folder: Path, staged: dict[str, Tensor]) -> None:
         temporary = folder.with_name(folder.name + TEMPORARY)
         try:

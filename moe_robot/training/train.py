@@ -133,6 +133,9 @@ class _Run:
                     if due and not stop:
                         self._save()
                         last_saved = last_tick = time.monotonic()
+            except BaseException:
+                self.states.settle()  # its thread must not outlive the process groups
+                raise
             finally:
                 if metrics:
                     metrics.close()
