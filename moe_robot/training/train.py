@@ -89,8 +89,7 @@ class _Run:
         self.fingerprint = fingerprint(config, self.dataset.content_hash)
         self.step, self.elapsed = 0, 0.0
         self.routing_step0 = None if config.resume else probe(policy, self.probed.probe, config, self.bf16)["routing"]
-        divided = config.expert_parallel > 1 and team.leads
-        self.whole = copy.deepcopy(policy).cpu() if divided else policy  # all experts, for the end
+        self.whole = copy.deepcopy(policy).cpu() if team.leads and config.expert_parallel > 1 else policy  # for the end
         team.adopt(policy)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimiser = make_optimiser(policy, config.learning_rate, config.weight_decay, config.gate_rate)
