@@ -30,7 +30,10 @@ def joined(device: torch.device) -> Iterator[Team]:
     if size == 1:
         yield Team()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except dist.DistError as error:
+        raise UserError(f"the {size} processes of torchrun did not find each other: {error}") from error
     team = Team(Ranks(rank, size))
     try:
         yield team

@@ -79,21 +79,24 @@ def losses(out: Path) -> dict[int, float]:
 def test_a_run_goes_on_after_the_kill_of_any_of_its_processes(demonstrations, tmp_path, monkeypatch, kills):
     """What torchrun does with --max-restarts: all processes end, and are started again with a higher count."""
     monkeypatch.setattr("moe_robot.training.train.LOG_EVERY", 1)
-    steps, rng = 3 * kills + 3, random.Random(1)
+    steps, rng = 5 * kills + 5, random.Random(1)
     run = config(demonstrations, tmp_path / "whole", steps=steps, expert_parallel=2)
     teams.run(run, 2)
     cut = dataclasses.replace(run, out=tmp_path / "cut", save_every=0.0)
     reached = multiprocessing.get_context("fork").Value("i", 0)
 
     def note(progress):
+        time.sleep(0.02)  # so that no machine is through before it is killed
         reached.value = progress.step
 
     for attempt in range(kills):
-        target = 3 * attempt + rng.randint(1, 3)
+        state = newest_state(cut.out)
+        target = (int(state.name.removeprefix("step-")) if state else 0) + rng.randint(1, 3)
+        reached.value = 0
         team = teams.start(cut, 2, note, restart=attempt)
         while reached.value < target and all(process.is_alive() for process in team):
             time.sleep(0.005)
-        time.sleep(rng.random() * 0.1)
+        time.sleep(rng.random() * 0.03)
         before = newest_state(cut.out)
         victim = rng.randrange(2)
         team[victim].kill()
