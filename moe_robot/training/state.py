@@ -128,7 +128,7 @@ def load(run: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple[
         }
         dcp.load(tensors, storage_reader=reader, no_dist=True)
         values = json.loads(bytes(tensors.pop(VALUES).tolist()))
-    except Exception as error:
+    except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception
         reason = " ".join(str(_cause(error)).split())[:200]
         older = len(complete_states(run)) > 1
         remedy = "remove that folder to go on from the one before" if older else "begin again with another --out"
