@@ -35,13 +35,15 @@ def gate_logits(
     if bias_TE is not None and units is None and noise_ED is None and not jitter:
         return torch.addmm(bias_TE, x_TD, weight_DE), None
     reads = x_TD if units is None else at_least_float32(units.read(x_TD))
-    if place is None:
+    if place is None and (jitter or noise_ED is not None):
         place = torch.arange(len(reads), device=reads.device)
     if jitter:
+        assert place is not None
         reads = reads * (1 + jitter * (2 * uniform(fresh_key(), place, reads.shape[1]) - 1))
     clean, scale = reads @ weight_DE, None
     logits = clean
     if noise_ED is not None:
+        assert place is not None
         scale = F.softplus(reads @ at_least_float32(noise_ED).t()) + 1e-2  # never 0: the load loss divides by it
         logits = clean + normal(fresh_key(), place, clean.shape[1]) * scale
     if units is not None:

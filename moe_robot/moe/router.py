@@ -130,7 +130,9 @@ class Router(nn.Module):
         if self.config.kind == "typed":
             logits_TE, noise = x_TD.new_zeros(x_TD.shape[0], len(self.roles)), None
         else:
-            place = place_T if units is None else self.ranks.samples(units.n, x_TD.device)
+            place = place_T
+            if units is not None and (jitter or noise_ED is not None):
+                place = self.ranks.samples(units.n, x_TD.device)
             logits_TE, noise = gate_logits(x_TD, self.weight_ED, bias_TE, noise_ED, jitter, units, place)
         refuse_not_finite(logits_TE)
         mask_TE = self._mask(available, modality_T)
