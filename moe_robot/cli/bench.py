@@ -20,12 +20,11 @@ from moe_robot.types import UserError
 class Options:
     """Options of ``moe-robot bench``."""
 
-    what: tyro.conf.Positional[
-        Literal["render", "env", "policy", "moe", "data", "deploy", "paired", "serve"]
-    ]
+    what: tyro.conf.Positional[Literal["render", "env", "policy", "moe", "train", "data", "deploy", "paired", "serve"]]
     """render: camera pictures per CPU-second. env: control steps with all cameras per CPU-second, under the scripted
     expert. policy: latency of a new action chunk and training samples per second. moe: the mixture-of-experts layer
-    beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU). data: writing and reading
+    beside its peers and the dense limit, in turn (its CUDA part has never been run on a GPU). train: several processes
+    that train together beside as many runs side by side, and what saving states costs. data: writing and reading
     demonstrations. deploy: from picture to command over rosbridge and ROS 2, the safety gate, the control loop's
     jitter, and what an outage leaves behind. paired: success of a policy through `sim-node` and `deploy` in real time
     beside `eval`, on the same seeds. serve: throughput against latency of the policy server, for fleets of several
@@ -40,7 +39,9 @@ class Options:
     repeats: int = 3
     """Measure this often and report the median."""
     preset: str = "moe"
-    """policy: the preset to measure."""
+    """policy, train: the preset to measure."""
+    processes: int = 2
+    """train: processes of one thread each."""
     onnx: bool = False
     """policy: measure a chunk of the exported preset as well, run by onnxruntime on one thread."""
     threads: int = 0
@@ -97,15 +98,16 @@ def run(options: Options) -> int:
         return _run_deploy(options)
     if options.what == "serve":
         return _run_serve(options)
-    if options.what == "data":
-
-
     if options.what == "paired":
         result = _run_paired(options)
     elif options.what == "data":
         from moe_robot.cli.bench_data import measure as measure_data
 
         result = measure_data(options.size, options.repeats, options.peer)
+    elif options.what == "train":
+        from moe_robot.cli.bench_train import measure as measure_train
+
+        result = measure_train(options.preset, options.processes, options.seconds, options.repeats)
     elif options.what == "policy":
         from moe_robot.cli.bench_policy import measure
 

@@ -86,6 +86,7 @@ class Planned:
 
     def train_config(self) -> TrainConfig:
         """The options of its training."""
+        from moe_robot.training.checkpoint import has_state
         from moe_robot.training.config import TrainConfig
 
         trial = self.trial
@@ -97,7 +98,7 @@ class Planned:
             steps=trial.steps,
             minutes=trial.minutes,
             seed=self.seed,
-            resume=(self.folder / "state.pt").exists(),
+            resume=has_state(self.folder),
             tasks=None if trial.is_mixture else ",".join(trial.tasks),
             **trial.selection,
             threads=trial.threads,

@@ -133,6 +133,7 @@ def _collect(options: Options) -> int:
 def _train(options: Options) -> int:
     folder = options.out / "policy"
     from moe_robot.cli import train
+    from moe_robot.training.checkpoint import has_state
 
     if train.is_trained(folder):
         print(f"trained already: {folder / 'checkpoint'}")
@@ -147,7 +148,7 @@ def _train(options: Options) -> int:
             seed=options.seed,
             device=options.device,
             config=options.config,
-            resume=(folder / "state.pt").exists(),
+            resume=has_state(folder),
         )
     )
 

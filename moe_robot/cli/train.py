@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +36,13 @@ def run(options: TrainConfig) -> int:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     bar = Progress(*columns, console=console, refresh_per_second=2)
     task = bar.add_task("training", total=1.0, step=0, loss=float("nan"), rate=0.0)
 
     def show(now: Now) -> None:
-        bar.start()  # not before there is something to show
+        if leads:
+            bar.start()  # not before there is something to show
         bar.update(task, completed=now.fraction, step=now.step, loss=now.loss, rate=now.samples_per_second)
 
     try:
@@ -51,6 +54,8 @@ def run(options: TrainConfig) -> int:
         raise KeyboardInterrupt(f"the state is kept in {options.out}, --resume goes on from there") from None
     finally:
         bar.stop()
+    if not record:  # another process of torchrun says it
+        return 0
     print(
         f"{record['preset']}: {record['parameters']:,} parameters, {record['steps']} steps, "
         f"{record['samples']:,} samples in {record['minutes']:.1f} min -> {options.out / 'checkpoint'}"

@@ -11,8 +11,9 @@ from moe_robot.moe.dispatch import (
     execute_single,
     execute_sorted,
 )
+from moe_robot.moe.draws import fresh_key, normal, uniform
 from moe_robot.moe.experts import Activation, ExpertBank, FeedForwardExpert, is_gated
-from moe_robot.moe.gate import GateConfig, Units
+from moe_robot.moe.gate import GateConfig, Units, at_least_float32
 from moe_robot.moe.layer import MoEFeedForward, expert_names, expert_roles
 from moe_robot.moe.losses import (
     balance_loss,
@@ -24,26 +25,32 @@ from moe_robot.moe.losses import (
     local_entropy,
     z_loss,
 )
+from moe_robot.moe.parallel import ExpertShard, execute_sharded, shard_experts
 from moe_robot.moe.plan import RoutingPlan, make_plan
+from moe_robot.moe.ranks import ALONE, Ranks, share
 from moe_robot.moe.report import count_dropped, count_first, count_routes, count_tokens, drop_rate, sum_entropy
 from moe_robot.moe.router import Router
 from moe_robot.moe.rows import combine, gather
 from moe_robot.moe.segment_experts import AttentionExpert, ConvolutionExpert
 
 __all__ = [
+    "ALONE",
     "Activation",
     "AttentionExpert",
     "Choice",
     "ColdWatch",
     "ConvolutionExpert",
     "ExpertBank",
+    "ExpertShard",
     "FeedForwardExpert",
     "GateConfig",
     "MoEFeedForward",
+    "Ranks",
     "Revival",
     "Router",
     "RoutingPlan",
     "Units",
+    "at_least_float32",
     "balance_loss",
     "balance_loss_over_all",
     "choose_backend",
@@ -58,11 +65,13 @@ __all__ = [
     "execute_everywhere",
     "execute_grouped",
     "execute_loop",
+    "execute_sharded",
     "execute_single",
     "execute_sorted",
     "expert_names",
     "expert_roles",
     "forget_moments",
+    "fresh_key",
     "gather",
     "global_entropy",
     "importance_loss",
@@ -70,7 +79,11 @@ __all__ = [
     "load_loss",
     "local_entropy",
     "make_plan",
+    "normal",
     "revive",
+    "shard_experts",
+    "share",
     "sum_entropy",
+    "uniform",
     "z_loss",
 ]

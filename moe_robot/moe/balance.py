@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moe_robot.moe.experts import ExpertBank
 from moe_robot.moe.gate import own_role
 from moe_robot.moe.layer import MoEFeedForward
+from moe_robot.moe.parallel import ExpertShard
 
 COLD = 0.1
 """An expert is cold when its load is below this part of its fair share."""
@@ -113,22 +114,31 @@ def revive(layer: MoEFeedForward, cold: int, load: Sequence[float], noise: float
     Returns:
         what was done, for the log and for :func:`forget_moments`; None when no other expert has the same shape.
     """
-    weights = [_weights(layer.experts, e) for e in range(len(layer.names))]
-    shapes = [[(w.parameter.shape, w.row is None) for w in of_expert] for of_expert in weights]
+    experts, everybody = layer.experts, range(len(layer.names))
+    shard = experts if isinstance(experts, ExpertShard) else None
+    shapes = shard.shapes if shard else [[part.values().shape for part in _parts(experts, e)] for e in everybody]
     same = [e for e, shape in enumerate(shapes) if e != cold and shape == shapes[cold]]
     if not same:
         return None
     roles, router = layer.router.roles, layer.router
     hot = max(same, key=lambda e: (roles[e] == roles[cold], load[e]))
     gates = [gate for gate in (router.weight_ED, router.noise_ED) if gate is not None]
-    pairs = [*zip(weights[cold], weights[hot], strict=True), *((Part(g, cold), Part(g, hot)) for g in gates)]
-    for mine, theirs in pairs:
-        source = theirs.values()
-        mine.values().copy_(source + noise * source.std(unbiased=False) * torch.randn_like(source))
+    sources = shard.fetch(hot) if shard else [part.values() for part in _parts(experts, hot)]
+    if shard is None:
+        parts = _parts(experts, cold)
+    else:
+        parts = _parts(shard.here, cold - shard.first) if shard.has(cold) else [None] * len(sources)
+    changed = []
+    for mine, source in [*zip(parts, sources, strict=True), *((Part(g, cold), g[hot]) for g in gates)]:
+        # drawn on the CPU and also by those who keep neither, so that everybody's generator stays in step
+        drawn = torch.randn(source.shape, dtype=torch.float32).to(source)
+        if mine is not None:
+            mine.values().copy_(source + noise * source.std(unbiased=False) * drawn)
+            changed.append(mine)
     router.bias_ME[:, cold] = router.bias_ME[:, hot]
     if router.balancing_ME.numel():
         router.balancing_ME[:, cold] = router.balancing_ME[:, hot]
-    return Revival(layer.names[cold], layer.names[hot], tuple(mine for mine, _ in pairs))
+    return Revival(layer.names[cold], layer.names[hot], tuple(changed))
 
 
 def forget_moments(optimiser: torch.optim.Optimizer, revivals: Iterable[Revival]) -> None:
@@ -143,7 +153,7 @@ def forget_moments(optimiser: torch.optim.Optimizer, revivals: Iterable[Revival]
                     value[part.row] = 0
 
 
-def _weights(experts: nn.ModuleList, e: int) -> list[Part]:
+def _parts(experts: nn.ModuleList, e: int) -> list[Part]:
     """An expert's own parameters, or its slices of those that a stacked bank holds for all."""
     if isinstance(experts, ExpertBank) and experts.storage == "stacked":
         return [Part(experts.gate_up_EPD, e), Part(experts.out_EDH, e)]

@@ -5,11 +5,14 @@ Shape suffixes as in :mod:`moe_robot.moe.plan`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from moe_robot.moe.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,15 @@ class Choice:
     noise: Noise | None = None
 
 
-def experts_choose(p_TE: Tensor, logits_TE: Tensor, modality_T: Tensor, noise: Noise | None, k: int) -> Choice:
+def experts_choose(
+    p_TE: Tensor, logits_TE: Tensor, modality_T: Tensor, noise: Noise | None, k: int, ranks: Ranks = ALONE
+) -> Choice:
     """Expert choice (Zhou et al. 2022): every expert takes the ceil(K T / E) tokens that it scores highest."""
-    t, e = p_TE.shape
-    taken_TE = torch.zeros_like(p_TE, dtype=torch.bool)
-    taken_TE.scatter_(0, p_TE.topk(min(t, math.ceil(k * t / e)), dim=0).indices, True)
-    ids_TE = torch.arange(e, device=p_TE.device).expand(t, e)
+    all_TE, mine = ranks.gather(p_TE)
+    t, e = all_TE.shape
+    taken_TE = torch.zeros_like(all_TE, dtype=torch.bool)
+    taken_TE.scatter_(0, all_TE.topk(min(t, math.ceil(k * t / e)), dim=0).indices, True)
+    taken_TE, ids_TE = taken_TE[mine], torch.arange(e, device=p_TE.device).expand_as(p_TE)
     return Choice(ids_TE, p_TE * taken_TE, p_TE, logits_TE, modality_T, taken_TE & (p_TE > 0), noise)
 
 
@@ -55,11 +61,14 @@ def capacity_of(experts_per_token: int, tokens: int, experts: int, factor: float
     return max(1, math.ceil(experts_per_token * tokens / experts * factor))
 
 
-def within_capacity(choice: Choice, capacity: int) -> Tensor:
+def within_capacity(choice: Choice, capacity: int, ranks: Ranks = ALONE) -> Tensor:
     """bool (T, K): the routes that are among the first ``capacity`` of their expert, by gate probability.
 
     Ties go to the earlier token. Empty slots take no place.
     """
+    if ranks.size > 1:
+        everybodys, mine = _of_all(choice, ranks)
+        return within_capacity(everybodys, capacity)[mine]
     flat_R = choice.ids_TK.reshape(-1)
     score_R = choice.probabilities_TE.gather(1, choice.ids_TK).reshape(-1)
     if choice.chosen_TK is not None:
@@ -71,3 +80,12 @@ def within_capacity(choice: Choice, capacity: int) -> Tensor:
     kept_R = torch.empty_like(flat_R, dtype=torch.bool)
     kept_R[order_R] = place_R < capacity
     return kept_R.view_as(choice.ids_TK)
+
+
+def _of_all(choice: Choice, ranks: Ranks) -> tuple[Choice, slice]:
+    """The choices of all who share the batch as one, as far as a capacity asks; and which of its tokens are ours."""
+    ids_TK, mine = ranks.gather(choice.ids_TK)
+    probabilities_TE, _ = ranks.gather(choice.probabilities_TE)
+    chosen_TK = None if choice.chosen_TK is None else ranks.gather(choice.chosen_TK)[0]
+    parts = {"ids_TK": ids_TK, "probabilities_TE": probabilities_TE, "chosen_TK": chosen_TK}
+    return dataclasses.replace(choice, logits_TE=probabilities_TE, **parts), mine

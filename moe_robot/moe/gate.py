@@ -60,6 +60,11 @@ class Units:
         return total_UD / size_U.clamp(min=1).unsqueeze(1)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """What gates and losses compute in: float32 in place of anything narrower; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def own_role(roles: Sequence[str], modalities: Sequence[str]) -> Tensor:
     """bool (M, E), True where an expert's role bears the name of the modality."""
     return torch.tensor([[role == modality for role in roles] for modality in modalities])

@@ -81,16 +81,19 @@ class MoEFeedForward(nn.Module):
         available: Tensor | None = None,
         units: Units | None = None,
         segment_T: Tensor | None = None,
+        place_T: Tensor | None = None,
+        reads_TD: Tensor | None = None,
     ) -> tuple[Tensor, RoutingPlan]:
         """Tokens (T, D) -> (tokens (T, D), plan).
 
         Args:
             x_TD: the tokens.
             modality_T: int64 (T,).
-            available, units: see :meth:`Router.forward`.
+            available, units, place_T: see :meth:`Router.forward`.
             segment_T: int64 (T,), the frame or sentence of each token, tokens of one side by side; needed by experts
                 that take whole segments.
+            reads_TD: what the gate reads in place of each token (T, D), for example with the task added to it.
         """
-        plan = self.router(x_TD, modality_T, available, units)
+        plan = self.router(x_TD if reads_TD is None else reads_TD, modality_T, available, units, place_T=place_T)
         y_TD = self.execute(plan, x_TD, self.experts, segment_T)
         return (y_TD if self.shared is None else y_TD + self.shared(x_TD)), plan

@@ -1,5 +1,8 @@
 """Auxiliary losses of the gate, pure functions of a plan. They are returned, never kept anywhere.
 
+Each takes the ``ranks`` that share the batch: its sums go over the tokens of all of them before anything is divided, so
+everybody gets the loss of the whole batch.
+
 The mean of a loss over layers is taken by the caller, after each layer's own product of shares: pooled over layers
 first, four layers that have each collapsed on another expert would look perfectly balanced.
 """
@@ -14,9 +17,12 @@ from torch import Tensor
 
 from moe_robot.moe.gate import own_role
 from moe_robot.moe.plan import RoutingPlan
+from moe_robot.moe.ranks import ALONE, Ranks
 
 
-def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[str]) -> tuple[Tensor, Tensor]:
+def balance_loss(
+    plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[str], ranks: Ranks = ALONE
+) -> tuple[Tensor, Tensor]:
     """Switch load balance (Fedus et al. 2021, eq. 4 to 6), per modality over the experts of its own role.
 
     For modality m with G experts of its role: ``G * sum_i f_i P_i`` where f_i is the share of m's routes to the role
@@ -30,8 +36,8 @@ def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[s
         tensors both, so that a GPU need not wait to know.
     """
     own_ME = own_role(roles, modalities).to(plan.ids_TK.device)
-    f_ME = routes_of(plan, len(modalities)) * own_ME
-    p_ME = _by_modality(plan, len(modalities)).T @ plan.probabilities_TE * own_ME
+    p_ME = _by_modality(plan, len(modalities)).T @ plan.probabilities_TE
+    f_ME, p_ME = ranks.sum(torch.stack([routes_of(plan, len(modalities)).to(p_ME.dtype), p_ME])) * own_ME
     total_M = f_ME.sum(dim=1)
     size_M = own_ME.sum(dim=1)
     counts_M = ((size_M > plan.experts_per_token) & (total_M > 0)).float()
@@ -41,32 +47,34 @@ def balance_loss(plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[s
     return (terms_M * counts_M).sum() / counts_M.sum().clamp(min=1), (counts_M.sum() > 0).float()
 
 
-def balance_loss_over_all(plan: RoutingPlan) -> Tensor:
+def balance_loss_over_all(plan: RoutingPlan, ranks: Ranks = ALONE) -> Tensor:
     """The same over all experts and tokens at once, ``E * sum_i f_i P_i``: as in the papers, which know no roles."""
-    f_E = routes_of(plan, 1, pooled=True)[0]
-    present_T = plan.chosen_TK.any(dim=1).float()
-    p_E = (plan.probabilities_TE * present_T.unsqueeze(1)).sum(dim=0) / present_T.sum().clamp(min=1)
+    present_T = plan.chosen_TK.any(dim=1).to(plan.probabilities_TE.dtype)
+    p_E = (plan.probabilities_TE * present_T.unsqueeze(1)).sum(dim=0)
+    f_E = routes_of(plan, 1, pooled=True)[0].to(p_E.dtype)
+    f_E, p_E, n_E = ranks.sum(torch.stack([f_E, p_E, present_T.sum().expand_as(p_E)]))
+    p_E = p_E / n_E.clamp(min=1)
     return f_E.numel() * (f_E / f_E.sum().clamp(min=1) * p_E).sum()
 
 
-def z_loss(plan: RoutingPlan) -> Tensor:
+def z_loss(plan: RoutingPlan, ranks: Ranks = ALONE) -> Tensor:
     """Router z-loss (ST-MoE, Zoph et al. 2022, eq. 5): mean squared log-partition, keeps logits small."""
     present_T = plan.logits_TE.amax(dim=-1) > float("-inf")  # a token with no expert available has no logits
     z_T = torch.where(present_T.unsqueeze(1), plan.logits_TE, 0.0).logsumexp(dim=-1)
-    return (z_T.square() * present_T).sum() / present_T.sum().clamp(min=1)
+    return ranks.ratio((z_T.square() * present_T).sum(), present_T.sum())
 
 
-def importance_loss(plan: RoutingPlan) -> Tensor:
+def importance_loss(plan: RoutingPlan, ranks: Ranks = ALONE) -> Tensor:
     """Squared coefficient of variation of the experts' summed gate values (Shazeer et al. 2017, eq. 6 and 7).
 
     The gate values are the weights after top-k, as there: 0 for experts that a token does not visit.
     """
     zeros_TE = torch.zeros_like(plan.probabilities_TE)
     gates_TE = zeros_TE.scatter(1, plan.ids_TK, plan.weights_TK * plan.chosen_TK)
-    return _squared_variation(gates_TE.sum(dim=0))
+    return _squared_variation(ranks.sum(gates_TE.sum(dim=0)))
 
 
-def load_loss(plan: RoutingPlan) -> Tensor:
+def load_loss(plan: RoutingPlan, ranks: Ranks = ALONE) -> Tensor:
     """Squared coefficient of variation of the experts' smooth load (Shazeer et al. 2017, appendix A, eq. 8 to 11).
 
     The load of expert i is ``sum_t Phi((clean_ti - threshold_ti) / scale_ti)``: the probability that i would be among
@@ -85,32 +93,36 @@ def load_loss(plan: RoutingPlan) -> Tensor:
     threshold_TE = torch.where(is_in_TE, best.values[:, k : k + 1], best.values[:, k - 1 : k])
     distance_TE = (plan.noise.clean_TE - threshold_TE) / plan.noise.scale_TE
     smooth_TE = 0.5 * (1 + torch.erf(distance_TE / math.sqrt(2)))
-    return _squared_variation(torch.where(plan.logits_TE > float("-inf"), smooth_TE, 0.0).sum(dim=0))
+    return _squared_variation(ranks.sum(torch.where(plan.logits_TE > float("-inf"), smooth_TE, 0.0).sum(dim=0)))
 
 
-def local_entropy(plan: RoutingPlan, n_modalities: int) -> Tensor:
+def local_entropy(plan: RoutingPlan, n_modalities: int, ranks: Ranks = ALONE) -> Tensor:
     """LIMoE's local loss (Mustafa et al. 2022, eq. 4): mean gate entropy per modality, in nats; low when sure.
 
     The mean over the modalities that have tokens.
     """
     of_TM = _by_modality(plan, n_modalities)
-    n_M = of_TM.sum(dim=0)
-    mean_M = of_TM.T @ _entropy(plan.probabilities_TE) / n_M.clamp(min=1)
+    n_M, sum_M = ranks.sum(torch.stack([of_TM.sum(dim=0), of_TM.T @ _entropy(plan.probabilities_TE)]))
+    mean_M = sum_M / n_M.clamp(min=1)
     return mean_M.sum() / (n_M > 0).sum().clamp(min=1)
 
 
-def global_entropy(plan: RoutingPlan, n_modalities: int, threshold: float | None = None) -> Tensor:
+def global_entropy(
+    plan: RoutingPlan, n_modalities: int, threshold: float | None = None, ranks: Ranks = ALONE
+) -> Tensor:
     """LIMoE's global loss (eq. 5): minus the entropy of each modality's mean gate; small when it uses many experts.
 
     Args:
         plan: of one layer.
         n_modalities: M.
+        ranks: who shares the batch.
         threshold: entropy in nats beyond which a modality is content, ``max(0, threshold - H)``; log(n) asks for about
             n experts. None asks for all.
     """
     of_TM = _by_modality(plan, n_modalities)
-    n_M = of_TM.sum(dim=0)
-    h_M = _entropy(of_TM.T @ plan.probabilities_TE / n_M.clamp(min=1).unsqueeze(1))
+    sums_MX = ranks.sum(torch.cat([of_TM.T @ plan.probabilities_TE, of_TM.sum(dim=0).unsqueeze(1)], dim=1))
+    n_M = sums_MX[:, -1]
+    h_M = _entropy(sums_MX[:, :-1] / n_M.clamp(min=1).unsqueeze(1))
     lack_M = -h_M if threshold is None else (threshold - h_M).clamp(min=0)
     return torch.where(n_M > 0, lack_M, 0.0).sum() / (n_M > 0).sum().clamp(min=1)
 
@@ -136,7 +148,7 @@ def routes_of(plan: RoutingPlan, n_modalities: int, pooled: bool = False) -> Ten
 
 def _by_modality(plan: RoutingPlan, n_modalities: int) -> Tensor:
     """float32 (T, M): 1 where a token that may go anywhere is of the modality."""
-    of_TM = torch.nn.functional.one_hot(plan.modality_T, n_modalities).float()
+    of_TM = torch.nn.functional.one_hot(plan.modality_T, n_modalities).to(plan.probabilities_TE.dtype)
     return of_TM if plan.kept_TK is None else of_TM * (plan.probabilities_TE.sum(dim=-1, keepdim=True) > 0)
 
 

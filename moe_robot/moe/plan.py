@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_robot.moe.choice import Choice, Noise, within_capacity
+from moe_robot.moe.ranks import ALONE, Ranks
 
 
 class _Derived:
@@ -105,17 +106,18 @@ class RoutingPlan:
         return flat_R.new_zeros(self.logits_TE.shape[1]).scatter_add_(0, flat_R, ones_R)
 
 
-def make_plan(choice: Choice, capacity: int | None = None) -> RoutingPlan:
+def make_plan(choice: Choice, capacity: int | None = None, ranks: Ranks = ALONE) -> RoutingPlan:
     """The plan of what the gate chose; a route that does not run gets the weight 0.
 
     Args:
         choice: of the gate.
         capacity: rows that an expert takes at most; what is beyond it is dropped. None for no limit.
+        ranks: who shares the batch, and with it an expert's capacity.
     """
     weights_TK, kept_TK, dropped_TK = choice.weights_TK, choice.chosen_TK, None
     if capacity is not None:
         chosen_TK = torch.ones_like(choice.ids_TK, dtype=torch.bool) if kept_TK is None else kept_TK
-        kept_TK = chosen_TK & within_capacity(choice, capacity)
+        kept_TK = chosen_TK & within_capacity(choice, capacity, ranks)
         dropped_TK = chosen_TK & ~kept_TK
     if kept_TK is not None:
         weights_TK = weights_TK.masked_fill(~kept_TK, 0.0)

@@ -10,13 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_robot.moe.choice import Choice, Noise, capacity_of, experts_choose
-from moe_robot.moe.gate import GateConfig, Units, check_gate, own_role, refuse_at_inference, refuse_not_finite
+from moe_robot.moe.gate import (
+    GateConfig,
+    Units,
+    at_least_float32,
+    check_gate,
+    own_role,
+    refuse_at_inference,
+    refuse_not_finite,
+)
+from moe_robot.moe.logits import gate_logits
 from moe_robot.moe.losses import routes_of
 from moe_robot.moe.plan import RoutingPlan, make_plan
+from moe_robot.moe.ranks import ALONE, Ranks
 
 
 class Router(nn.Module):
@@ -61,6 +70,7 @@ class Router(nn.Module):
         self.load_ME: Tensor
         self.register_buffer("balancing_ME", torch.zeros(shape), persistent=config.bias_balancing)
         self.register_buffer("load_ME", torch.zeros(shape), persistent=False)
+        self.ranks: Ranks = ALONE
         self.whole_batch = False
         """Set while a batch is only measured in evaluation mode: then expert choice is defined there as well."""
 
@@ -71,6 +81,7 @@ class Router(nn.Module):
         available: Tensor | None = None,
         units: Units | None = None,
         capacity_factor: float | None = None,
+        place_T: Tensor | None = None,
     ) -> RoutingPlan:
         """Choose the experts of each token.
 
@@ -81,6 +92,8 @@ class Router(nn.Module):
                 A token with fewer than K experts available visits those; one with none gets zeros.
             units: what decides together; None when every token decides for itself.
             capacity_factor: for this pass in place of the config's; only in training.
+            place_T: int64 (T,), which token of the whole batch each is: the noise of training is a function of it.
+                None for 0 to T - 1.
 
         Raises:
             ValueError: if no expert at all is available, if logits are not finite, or for what is refused at inference:
@@ -90,50 +103,42 @@ class Router(nn.Module):
             refuse_at_inference(self.config, capacity_factor, self.whole_batch)
         if torch.is_autocast_enabled(x_TD.device.type):
             with torch.autocast(x_TD.device.type, enabled=False):  # bf16 logits make ties, and ties make noise
-                choice = self._decide(x_TD.float(), modality_T, available, units)
+                choice = self._decide(at_least_float32(x_TD), modality_T, available, units, place_T)
         else:
-            choice = self._decide(x_TD.float(), modality_T, available, units)
+            choice = self._decide(at_least_float32(x_TD), modality_T, available, units, place_T)
         factor = self.config.capacity_factor if capacity_factor is None else capacity_factor
         capacity = None
         if self.training and factor is not None:
-            capacity = capacity_of(self.config.experts_per_token, len(x_TD), len(self.roles), factor)
-        plan = make_plan(choice, capacity)
+            tokens = int(self.ranks.sum(torch.tensor(len(x_TD), device=x_TD.device)))
+            capacity = capacity_of(self.config.experts_per_token, tokens, len(self.roles), factor)
+        plan = make_plan(choice, capacity, self.ranks)
         if self.training and self.config.bias_balancing:
             self.load_ME += routes_of(plan, len(self.modalities))
         return plan
 
-    def _decide(self, x_TD: Tensor, modality_T: Tensor, available: Tensor | None, units: Units | None) -> Choice:
-        logits_TE, noise = self._logits(x_TD, modality_T, units)
+    def _decide(
+        self,
+        x_TD: Tensor,
+        modality_T: Tensor,
+        available: Tensor | None,
+        units: Units | None,
+        place_T: Tensor | None,
+    ) -> Choice:
+        bias_TE = at_least_float32(self.bias_ME).index_select(0, modality_T) if self.config.bias else None
+        noise_ED = self.noise_ED if self.training else None
+        jitter = self.config.jitter if self.training else 0.0
+        if self.config.kind == "typed":
+            logits_TE, noise = x_TD.new_zeros(x_TD.shape[0], len(self.roles)), None
+        else:
+            place = place_T
+            if units is not None and (jitter or noise_ED is not None):
+                place = self.ranks.samples(units.n, x_TD.device)
+            logits_TE, noise = gate_logits(x_TD, self.weight_ED, bias_TE, noise_ED, jitter, units, place)
         refuse_not_finite(logits_TE)
         mask_TE = self._mask(available, modality_T)
         if mask_TE is not None:
             logits_TE = logits_TE.masked_fill(~mask_TE, float("-inf"))
         return self._choose(logits_TE, mask_TE, modality_T, noise)
-
-    def _logits(self, x_TD: Tensor, modality_T: Tensor, units: Units | None) -> tuple[Tensor, Noise | None]:
-        """Logits (T, E), and the noise in them."""
-        config, weight_DE = self.config, self.weight_ED.float().t()
-        if config.kind == "typed":
-            return x_TD.new_zeros(x_TD.shape[0], len(self.roles)), None
-        bias_TE = self.bias_ME.float().index_select(0, modality_T) if config.bias else None
-        noisy, jittery = self.training and self.noise_ED is not None, self.training and config.jitter > 0
-        if bias_TE is not None and units is None and not noisy and not jittery:
-            return torch.addmm(bias_TE, x_TD, weight_DE), None
-        reads = x_TD if units is None else units.read(x_TD).float()
-        if jittery:
-            reads = reads * torch.empty_like(reads).uniform_(1 - config.jitter, 1 + config.jitter)
-        clean, scale = reads @ weight_DE, None
-        logits = clean
-        if noisy:
-            assert self.noise_ED is not None
-            scale = F.softplus(reads @ self.noise_ED.float().t()) + 1e-2  # never 0: the load loss divides by it
-            logits = clean + torch.randn_like(clean) * scale
-        if units is not None:
-            logits, clean = logits[units.of_T], clean[units.of_T]
-            scale = None if scale is None else scale[units.of_T]
-        if bias_TE is not None:
-            logits, clean = logits + bias_TE, clean + bias_TE
-        return logits, None if scale is None else Noise(clean, scale)
 
     def _mask(self, available: Tensor | None, modality_T: Tensor) -> Tensor | None:
         """bool, broadcastable to (T, E): the experts that each token may visit; None when there is no limit."""
@@ -155,7 +160,7 @@ class Router(nn.Module):
             probabilities_TE = probabilities_TE.masked_fill(none_T1, 0.0)
         k, balancing = self.config.experts_per_token, self.config.bias_balancing
         if self.config.choice == "expert":
-            return experts_choose(probabilities_TE, logits_TE, modality_T, noise, k)
+            return experts_choose(probabilities_TE, logits_TE, modality_T, noise, k, self.ranks)
         scores_TE = heard_TE  # the highest logits are the highest probabilities
         if balancing:
             scores_TE = probabilities_TE + self.balancing_ME[modality_T]
@@ -179,12 +184,13 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def balance(self, rate: float) -> None:
-        """Move the balancing bias against the load since the last call: ``b += rate * sign(mean load - load)``.
+        """Move the balancing bias against everybody's load since the last call: ``b += rate * sign(mean load - load)``.
 
         DeepSeek-V3 (2024), section 2.1.2, per modality over the experts of its own role, and recentred.
         """
+        load_ME = self.ranks.sum(self.load_ME)
         for m, own_E in enumerate(own_role(self.roles, self.modalities)):
-            load_G = self.load_ME[m, own_E]
+            load_G = load_ME[m, own_E]
             if len(load_G) > 1 and float(load_G.sum()) > 0:
                 bias_G = self.balancing_ME[m, own_E] + rate * torch.sign(load_G.mean() - load_G)
                 self.balancing_ME[m, own_E] = bias_G - bias_G.mean()

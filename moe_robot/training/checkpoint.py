@@ -1,8 +1,7 @@
-"""Checkpoints on disk: the policy for use and the state for resuming. A kill at any moment leaves both whole."""
+"""What a run leaves on disk: its states, found by their names, and the policy for use. A kill leaves both whole."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,38 +9,27 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from moe_robot.data.durable import TEMPORARY
 
-from moe_robot.data.durable import write_atomically
-from moe_robot.types import UserError
-
-STATE_FILE = "state.pt"
 CHECKPOINT = "checkpoint"
+STATES = "state"
+OLD_STATE = "state.pt"
 
 
-def save_state(run: Path, state: Mapping[str, Any]) -> None:
-    """Write ``run/state.pt`` beside its predecessor, then take its place in one step."""
-    content = io.BytesIO()  # torch's own writer hides a full disk behind an error of another kind
-    torch.save(dict(state), content)
-
-    def write(path: Path) -> None:
-        path.write_bytes(content.getbuffer())
-
-    write_atomically(run / STATE_FILE, write)
+def has_state(run: Path) -> bool:
+    """Whether a run was begun in this folder, and saved its state."""
+    return newest_state(run) is not None or (run / OLD_STATE).exists()
 
 
-def load_state(run: Path) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote (tensors and plain values only: nothing in the file is executed)."""
-    path = run / STATE_FILE
-    if not path.is_file():
-        raise UserError(
-            f"nothing to resume in {run}: expected {STATE_FILE} of an interrupted run; leave out --resume to begin"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read ({reason}): begin again with another --out") from error
+def newest_state(run: Path) -> Path | None:
+    """The folder of the latest complete state; None without one."""
+    return max(complete_states(run), default=None)
+
+
+def complete_states(run: Path) -> list[Path]:
+    """The folders of all states that were written to their end."""
+    folders = (run / STATES).glob("step-*") if (run / STATES).is_dir() else ()
+    return [folder for folder in folders if not folder.name.endswith(TEMPORARY)]
 
 
 def save_policy(run: Path, save: Callable[[Path], None], record: Mapping[str, Any]) -> Path:

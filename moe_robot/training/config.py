@@ -43,7 +43,13 @@ class TrainConfig:
     stream: bool = False
     """Decode pictures when they are needed, without a cache on the disk: slower, for data that is larger than it."""
     batch_size: int = 64
-    """Samples per step."""
+    """Samples per step, of all processes together."""
+    accumulate: int = 1
+    """Work through each batch in so many parts, one after the other, for less memory; a gate's losses are then of each
+    part."""
+    expert_parallel: int = 1
+    """Under torchrun: divide the experts among groups of so many processes, and send the tokens to them; 1 keeps all
+    experts in every process."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; warm-up, then cosine to 2 % of it."""
     gate_rate: float = 0.1
@@ -58,8 +64,8 @@ class TrainConfig:
     """Gradients are scaled down to this norm."""
     ema: float = 0.998
     """Decay of the averaged weights, which are the ones that are saved for use."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the network; auto is bf16 where the processor has it."""
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    """Arithmetic of the network; auto is bf16 where the processor has it, fp64 is for comparing runs."""
     threads: int = 1
     """Processor threads; 0 for one per core. At this size two threads train a fifth faster than one on idle cores, and
     several times slower when anything else wants them."""
@@ -67,5 +73,7 @@ class TrainConfig:
     """auto, cpu or cuda."""
     save_every: float = 60.0
     """Seconds between saved states, from which an interrupted run resumes."""
+    keep: int = 2
+    """Saved states that are kept, the newest."""
     config: tuple[str, ...] = ()
     """Policy settings as key=value, for example --config layers=2 text=bundled:minilm."""

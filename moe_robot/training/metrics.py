@@ -29,10 +29,8 @@ class Metrics:
             lines = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
             path.write_text("".join(line + "\n" for line in lines))
 
-    def __enter__(self) -> Metrics:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Write what is left."""
         self._file.close()
         self._board.close()
 

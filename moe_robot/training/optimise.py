@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moe_robot.moe import Router
 from moe_robot.training.config import TrainConfig
@@ -52,8 +51,3 @@ class AveragedWeights:
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [self.state[n] for n in floats], [present[n] for n in floats], 1 - decay
         )
-
-
-def clip_gradients(parameters: Iterable[Tensor], norm: float) -> float:
-    """Scale gradients down to ``norm`` in place; returns the norm before."""
-    return float(nn.utils.clip_grad_norm_(parameters, norm))

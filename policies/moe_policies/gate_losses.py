@@ -9,6 +9,8 @@ from torch import Tensor
 
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_robot.moe import (
+    ALONE,
+    Ranks,
     RoutingPlan,
     balance_loss,
     balance_loss_over_all,
@@ -20,26 +22,28 @@ from moe_robot.moe import (
 )
 
 
-def gate_losses(config: PolicyConfig, roles: Sequence[str], plans: Sequence[RoutingPlan]) -> dict[str, Tensor]:
+def gate_losses(
+    config: PolicyConfig, roles: Sequence[str], plans: Sequence[RoutingPlan], ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
     """Name -> unweighted loss, each computed per plan and averaged (never pooled first).
 
     A loss whose weight is 0 is left out, but for the balance, which is always logged. A plan with nothing to balance is
-    left out of the balance; it is 0 when none has anything.
+    left out of the balance; it is 0 when none has anything. ``ranks`` share the batch.
     """
     m = len(MODALITIES)
     if config.balances_all:
-        terms = [(balance_loss_over_all(plan), torch.ones((), device=plan.logits_TE.device)) for plan in plans]
+        terms = [(balance_loss_over_all(plan, ranks), torch.ones((), device=plan.logits_TE.device)) for plan in plans]
     else:
-        terms = [balance_loss(plan, roles, MODALITIES) for plan in plans]
+        terms = [balance_loss(plan, roles, MODALITIES, ranks) for plan in plans]
     counts = torch.stack([count for _, count in terms])
     values = torch.stack([value for value, _ in terms])
     losses = {"balance_loss": (values * counts).sum() / counts.sum().clamp(min=1)}
     others = {
-        "z_loss": z_loss,
-        "importance_loss": importance_loss,
-        "load_loss": load_loss,
-        "local_entropy": lambda plan: local_entropy(plan, m),
-        "global_entropy": lambda plan: global_entropy(plan, m),
+        "z_loss": lambda plan: z_loss(plan, ranks),
+        "importance_loss": lambda plan: importance_loss(plan, ranks),
+        "load_loss": lambda plan: load_loss(plan, ranks),
+        "local_entropy": lambda plan: local_entropy(plan, m, ranks),
+        "global_entropy": lambda plan: global_entropy(plan, m, ranks=ranks),
     }
     weights = _weights(config)
     for name, loss in others.items():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_robot.moe import competitive_loss
+from moe_robot.moe import ALONE, Ranks, at_least_float32, competitive_loss, fresh_key, normal, uniform
 
 
-def masked_mean_error(error_BHA: Tensor, pad_BH: Tensor) -> Tensor:
+def masked_mean_error(error_BHA: Tensor, pad_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Mean over the steps that are no padding, (B, H, A) and bool (B, H) -> scalar."""
     keep_BH1 = (~pad_BH).unsqueeze(-1).to(error_BHA.dtype)
-    return (error_BHA * keep_BH1).sum() / (keep_BH1.sum() * error_BHA.shape[-1]).clamp(min=1.0)
+    return ranks.ratio((error_BHA * keep_BH1).sum(), keep_BH1.sum() * error_BHA.shape[-1])
 
 
 class L1Head(nn.Module):
@@ -31,13 +31,13 @@ class L1Head(nn.Module):
 
     def sample(self, context_BGD: Tensor) -> Tensor:
         """Action tokens (B, G, D) -> normalised chunk (B, H, A)."""
-        h_BGD = self.norm(context_BGD.float())
+        h_BGD = self.norm(at_least_float32(context_BGD))
         parts = [out(h_BGD[:, g]).view(h_BGD.shape[0], self.chunk, -1) for g, out in enumerate(self.out)]
         return torch.cat(parts, dim=-1)[..., self.order]  # type: ignore[index]
 
-    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor) -> Tensor:
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
         """Mean absolute error over the steps that are no padding."""
-        return masked_mean_error((self.sample(context_BGD).float() - action_BHA).abs(), pad_BH)
+        return masked_mean_error((at_least_float32(self.sample(context_BGD)) - action_BHA).abs(), pad_BH, ranks)
 
 
 class FlowHead(nn.Module):
@@ -66,20 +66,23 @@ class FlowHead(nn.Module):
 
     def sample(self, context_BGD: Tensor) -> Tensor:
         """Action tokens (B, G, D) -> normalised chunk (B, H, A)."""
-        context_BC = self.norm(context_BGD.float()).flatten(1)
+        context_BC = self.norm(at_least_float32(context_BGD)).flatten(1)
         x_BX = self.noise.expand(context_BC.shape[0], -1).to(context_BC.dtype)  # type: ignore[operator]
         for i in range(self.steps):
             t_B1 = torch.full_like(x_BX[:, :1], i / self.steps)
             x_BX = x_BX + self._field(context_BC, x_BX, t_B1) / self.steps
         return x_BX.view(-1, self.chunk, self.n_actions)
 
-    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor) -> Tensor:
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
         """Squared error of the velocity at a random time, over the steps that are no padding."""
         target_BX = action_BHA.flatten(1)
-        noise_BX, t_B1 = torch.randn_like(target_BX), torch.rand_like(target_BX[:, :1])
+        sample_B = ranks.samples(len(target_BX), target_BX.device)
+        noise_BX = normal(fresh_key(), sample_B, target_BX.shape[1]).to(target_BX.dtype)
+        t_B1 = uniform(fresh_key(), sample_B, 1).to(target_BX.dtype)
         x_BX = noise_BX * (1 - t_B1) + target_BX * t_B1
-        error_BX = self._field(self.norm(context_BGD.float()).flatten(1), x_BX, t_B1).float() - (target_BX - noise_BX)
-        return masked_mean_error(error_BX.square().view_as(action_BHA), pad_BH)
+        context_BC = self.norm(at_least_float32(context_BGD)).flatten(1)
+        error_BX = at_least_float32(self._field(context_BC, x_BX, t_B1)) - (target_BX - noise_BX)
+        return masked_mean_error(error_BX.square().view_as(action_BHA), pad_BH, ranks)
 
 
 class MixtureHead(nn.Module):
@@ -98,20 +101,20 @@ class MixtureHead(nn.Module):
 
     def _mixture(self, context_BGD: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (B, E) and chunks (B, E, H, A)."""
-        h_BC = self.norm(context_BGD.float()).flatten(1)
-        p_BE = self.gate(h_BC).float().softmax(dim=-1)
-        return p_BE, self.experts(h_BC).float().view(-1, self.n_experts, self.chunk, self.n_actions)
+        h_BC = self.norm(at_least_float32(context_BGD)).flatten(1)
+        p_BE = at_least_float32(self.gate(h_BC)).softmax(dim=-1)
+        return p_BE, at_least_float32(self.experts(h_BC)).view(-1, self.n_experts, self.chunk, self.n_actions)
 
     def sample(self, context_BGD: Tensor) -> Tensor:
         """Action tokens (B, G, D) -> normalised chunk (B, H, A), the mean of the mixture."""
         p_BE, chunk_BEHA = self._mixture(context_BGD)
         return torch.einsum("be,beha->bha", p_BE, chunk_BEHA)
 
-    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor) -> Tensor:
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
         """The competitive error per step that is no padding."""
         p_BE, chunk_BEHA = self._mixture(context_BGD)
         keep_BH1 = (~pad_BH).unsqueeze(-1).to(action_BHA.dtype)
         error_B = competitive_loss(
             p_BE, (chunk_BEHA * keep_BH1.unsqueeze(1)).flatten(2), (action_BHA * keep_BH1).flatten(1)
         )
-        return error_B.sum() / keep_BH1.sum().clamp(min=1.0)
+        return ranks.ratio(error_B.sum(), keep_BH1.sum())

@@ -15,7 +15,7 @@ from moe_policies.heads import FlowHead, L1Head, MixtureHead
 from moe_policies.places import PlaceNames, Places, picture_loss
 from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Look, StateStem, Summary, TextStem, unit
 from moe_policies.trunk import Block, FeedForward, Gating, Tokens
-from moe_robot.moe import MoEFeedForward, RoutingPlan, expert_roles
+from moe_robot.moe import ALONE, MoEFeedForward, Ranks, RoutingPlan, at_least_float32, expert_roles
 from moe_robot.types import Features
 
 GRASP_NAME = "gripper"
@@ -148,7 +148,7 @@ class Network(nn.Module):
         def enter(arriving: Tokens) -> Tokens:
             y_BND, plan = self.entry(arriving, gating)
             note(0, plan, arriving)
-            y_BND = y_BND.float()  # the residual stream stays in float32
+            y_BND = at_least_float32(y_BND)  # the residual stream stays wide
             return arriving.replaced(y_BND if plan is None else carry_lost(arriving, y_BND, plan))
 
         def run(layer: int, arriving: Tokens, keep: int | None = None) -> Tokens:
@@ -181,10 +181,10 @@ class Network(nn.Module):
         state_BTS = state_BS[:, None, self.heeded].expand(-1, finds[0].shape[1], -1)
         return self.places(torch.cat([*finds, state_BTS], dim=-1))
 
-    def picture_loss(self, looks: Mapping[str, Look], told_BN: Tensor) -> Tensor | None:
+    def picture_loss(self, looks: Mapping[str, Look], told_BN: Tensor, ranks: Ranks = ALONE) -> Tensor | None:
         """Mean over the cameras whose pictures the demonstrations tell of; None where there is none."""
         losses = [
-            picture_loss(look.scores_BTHW, told_BN, self.told.pictures[camera])
+            picture_loss(look.scores_BTHW, told_BN, self.told.pictures[camera], ranks)
             for camera, look in looks.items()
             if camera in self.told.pictures
         ]
@@ -212,7 +212,7 @@ def _mean_word(tokens: Tokens, words: slice) -> Tensor:
     """What the sentence says by itself, before the trunk, brought to unit size: (B, D)."""
     x_BWD, present_BW1 = tokens.x_BND[:, words], tokens.present_BN[:, words].unsqueeze(-1)
     mean_BD = (x_BWD * present_BW1).sum(dim=1) / present_BW1.sum(dim=1).clamp(min=1)
-    return unit(mean_BD.float(), -1)
+    return unit(at_least_float32(mean_BD), -1)
 
 
 def carry_lost(before: Tokens, after_BND: Tensor, plan: RoutingPlan) -> Tensor:
@@ -221,4 +221,4 @@ def carry_lost(before: Tokens, after_BND: Tensor, plan: RoutingPlan) -> Tensor:
         return after_BND
     lost_T = plan.dropped_TK.any(dim=1) & ~plan.kept_TK.any(dim=1)
     lost_BN = torch.zeros_like(before.present_BN).masked_scatter(before.present_BN, lost_T)
-    return torch.where(lost_BN.unsqueeze(-1), before.x_BND.float(), after_BND)
+    return torch.where(lost_BN.unsqueeze(-1), at_least_float32(before.x_BND), after_BND)

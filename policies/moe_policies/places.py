@@ -13,6 +13,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from moe_robot.moe import ALONE, Ranks, at_least_float32
+
 PICTURE_AXES = ("u", "v")
 STRIDE = 4
 """Pixels between two places of a camera's feature map."""
@@ -73,7 +75,9 @@ class Places(nn.Module):
         return (self.layers(finds_BTR) + self.offset).flatten(1)[:, self.order]
 
 
-def picture_loss(scores_BTHW: Tensor, told_BN: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+def picture_loss(
+    scores_BTHW: Tensor, told_BN: Tensor, pairs: Sequence[tuple[int, int]], ranks: Ranks = ALONE
+) -> Tensor:
     """Cross-entropy between where one camera's search looked and where the things appear, over those in its picture.
 
     The label's weight is shared by the four places around it. Without this loss a search has to become narrow by itself
@@ -83,6 +87,7 @@ def picture_loss(scores_BTHW: Tensor, told_BN: Tensor, pairs: Sequence[tuple[int
         scores_BTHW: of the search, before the softmax over places (B, T, H, W).
         told_BN: the ``environment_state``, as recorded.
         pairs: for each thing, where in it u and v are.
+        ranks: who shares the batch.
     """
     h, w = scores_BTHW.shape[-2:]
     told = [t for t, pair in enumerate(pairs) if min(pair) >= 0]
@@ -91,13 +96,13 @@ def picture_loss(scores_BTHW: Tensor, told_BN: Tensor, pairs: Sequence[tuple[int
     size_2 = torch.tensor([w, h], device=uv_BT2.device)
     at_BT2 = ((uv_BT2 + 1) / 2 * size_2 - 0.5 / STRIDE).clamp(min=0).minimum(size_2 - 1.001)  # place 0 is at pixel 0
     corner_BT2, rest_BT2 = at_BT2.long(), at_BT2.frac()
-    log_BTP = scores_BTHW[:, told].float().flatten(2).log_softmax(dim=-1)
+    log_BTP = at_least_float32(scores_BTHW[:, told]).flatten(2).log_softmax(dim=-1)
     hit_BT = torch.zeros_like(rest_BT2[..., 0])
     for right, down in product((0, 1), (0, 1)):
         across_BT, along_BT = (rest_BT2[..., k] if far else 1 - rest_BT2[..., k] for k, far in enumerate((right, down)))
         place_BT = (corner_BT2[..., 1] + down) * w + corner_BT2[..., 0] + right
         hit_BT = hit_BT + across_BT * along_BT * log_BTP.gather(-1, place_BT.unsqueeze(-1)).squeeze(-1)
-    return -(hit_BT * inside_BT).sum() / inside_BT.sum().clamp(min=1)
+    return -ranks.ratio((hit_BT * inside_BT).sum(), inside_BT.sum())
 
 
 def thing_of(name: str) -> str:

@@ -29,7 +29,7 @@ from moe_policies.studies import Studies
 from moe_policies.surgery import extracted_config, fill_from_choice, fill_from_dense, upcycled_config
 from moe_policies.tracing import label_tokens, tell, tell_each, trace
 from moe_policies.upkeep import Watches
-from moe_robot.moe import ExpertBank, RoutingPlan, drop_rate, expert_names
+from moe_robot.moe import ALONE, ExpertBank, Ranks, RoutingPlan, at_least_float32, drop_rate, expert_names
 from moe_robot.registry import unknown
 from moe_robot.types import (
     ACTION,
@@ -79,6 +79,8 @@ class MultimodalPolicy(nn.Module):
         self._present: Sequence[Sequence[Tensor]] = ()
         self.studies = Studies(self.network, config.preset)
         self.watches = Watches(config, self.network.moe_layers)
+        self.ranks: Ranks = ALONE
+        """Who shares the batches of training."""
 
     # --- making one -------------------------------------------------------------------------------------------------
     @staticmethod
@@ -236,26 +238,30 @@ class MultimodalPolicy(nn.Module):
             out = self.network(inputs, self.studies.available_E)
         self.latest_plans, self._present = out.plans, out.present
         target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
-        loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]))
+        loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]), self.ranks)
         logs = {"action_loss": float(loss.detach())}
         if plans := [plan for of_layer in out.plans for plan in of_layer]:
-            losses = gate_losses(self.config, self.network.roles, plans)
+            losses = gate_losses(self.config, self.network.roles, plans, self.ranks)
             loss = loss + weighted(self.config, losses)
             logs |= {name: float(value.detach()) for name, value in losses.items()}
+            if self.training:
+                self.watches.note(out.plans)
             if self.training and self.config.capacity_factor is not None:
-                logs["drop_rate"] = float(torch.stack([drop_rate(plan) for plan in plans]).mean())
+                logs["drop_rate"] = float(self.ranks.mean(torch.stack([drop_rate(plan) for plan in plans]).mean()))
         if self.network.task_head is not None:
             names = torch.tensor([self.config.task_names.index(name) for name in batch[TASK_NAME]], device=self.device)
-            task_loss = F.cross_entropy(self.network.task_head(out.summary_BS).float(), names)
+            task_loss = F.cross_entropy(at_least_float32(self.network.task_head(out.summary_BS)), names)
+            task_loss = self.ranks.mean(task_loss)
             loss = loss + self.config.task_weight * task_loss
             logs["task_loss"] = float(task_loss.detach())
         if self.network.places is not None:
             told_BN = self._tensor(batch[ENVIRONMENT_STATE])
             place_BN = self.processor.normalise(ENVIRONMENT_STATE, told_BN)[:, list(self.network.told.world)]
-            places_loss = (self.network.told_places(out.looks, inputs.state_BS).float() - place_BN).abs().mean()
+            found_BN = at_least_float32(self.network.told_places(out.looks, inputs.state_BS))
+            places_loss = self.ranks.mean((found_BN - place_BN).abs().mean())
             loss = loss + self.config.places_weight * places_loss
             logs["places_loss"] = float(places_loss.detach())
-            picture_loss = self.network.picture_loss(out.looks, told_BN)
+            picture_loss = self.network.picture_loss(out.looks, told_BN, self.ranks)
             if picture_loss is not None:
                 loss = loss + self.config.pictures_weight * picture_loss
                 logs["picture_loss"] = float(picture_loss.detach())
@@ -281,7 +287,7 @@ class MultimodalPolicy(nn.Module):
         Returns:
             what happened, for the log.
         """
-        return self.watches.after_update(self.config, self.network.moe_layers, self.latest_plans, optimiser)
+        return self.watches.after_update(self.config, self.network.moe_layers, optimiser)
 
     def cost(self, words: int = WORDS) -> Cost:
         """Parameters, and the floating-point operations of one new action chunk."""
@@ -371,4 +377,4 @@ class MultimodalPolicy(nn.Module):
         return torch.as_tensor(value).to(self.device, non_blocking=True)
 
     def _inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        return self.senses.inputs(batch, self.processor, self.device, self.training)
+        return self.senses.inputs(batch, self.processor, self.device, self.training, self.ranks)

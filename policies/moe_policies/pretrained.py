@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_robot.moe import ALONE, Ranks, fresh_key, uniform
 from moe_robot.types import UserError
 from moe_robot.words import LONGEST, PADDING, UNKNOWN, number_words, words
 
@@ -39,6 +40,7 @@ class TextEncoder(nn.Module):
             self._frozen_model = (model.eval().requires_grad_(False),)  # in a tuple, so that torch does not register it
         else:
             self.model = model
+            _drop_by_place(model)
         self.width = int(model.config.hidden_size)
         self.vocabulary: dict[str, int] | None = None
         """The number of each word, for :func:`moe_robot.words.number_words`; None where the tokenizer alone knows."""
@@ -115,6 +117,32 @@ class TextEncoder(nn.Module):
         else:
             model = AutoModel.from_config(AutoConfig.from_pretrained(folder), **_MODEL_OPTIONS)
         return cls(model, tokenizer, info["source"], info["sha256"], info["frozen"])
+
+
+class Dropout(nn.Module):
+    """Dropout of (B, W, D) that depends on which sample of the whole batch, which word and which entry it is, so that
+    neither the padding nor the number of processes matters."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.ranks: Ranks = ALONE
+
+    def forward(self, x_BWD: Tensor) -> Tensor:
+        """Entries are dropped in training only."""
+        if not self.training or not self.p:
+            return x_BWD
+        b, w, d = x_BWD.shape
+        place_BW = self.ranks.samples(b, x_BWD.device).unsqueeze(1) * LONGEST + torch.arange(w, device=x_BWD.device)
+        keep_BWD = uniform(fresh_key(), place_BW.flatten(), d).view(b, w, d) >= self.p
+        return x_BWD * (keep_BWD.to(x_BWD.dtype) / (1 - self.p))
+
+
+def _drop_by_place(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout) and child.p:
+                setattr(module, name, Dropout(child.p))
 
 
 _MODEL_OPTIONS: dict[str, Any] = {"add_pooling_layer": False, "attn_implementation": "eager"}

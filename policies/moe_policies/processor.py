@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_policies.config import PolicyConfig
+from moe_robot.moe import ALONE, Ranks, fresh_key
 from moe_robot.registry import unknown
 from moe_robot.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
 
@@ -83,6 +84,7 @@ class Processor(nn.Module):
             self.register_buffer(f"{name}_mean", torch.as_tensor(np.asarray(mean), dtype=torch.float32))
             self.register_buffer(f"{name}_std", torch.as_tensor(np.asarray(std), dtype=torch.float32))
         self._config, self._sizes = config, dict(features.cameras)
+        self.ranks: Ranks = ALONE
 
     def normalise(self, key: str, value: Tensor) -> Tensor:
         """To values of a common size, by entry of the last dimension (for images: the channel, given last)."""
@@ -101,9 +103,23 @@ class Processor(nn.Module):
             0, 3, 1, 2
         ).contiguous()  # planes first: broadcasting over 3 interleaved channels is slow
         if self.training and (augment := self._augment[camera]):
-            frames = torch.cat([augment(group) for group in frames.chunk(AUGMENT_GROUPS)])
+            frames = self._augmented(frames, augment)
         mean, std = getattr(self, f"{name}_mean").view(3, 1, 1), getattr(self, f"{name}_std").view(3, 1, 1)
         return (frames - 255 * mean) * (1 / (255 * std))
+
+    def _augmented(self, frames: Tensor, augment: Any) -> Tensor:
+        """Each group of the whole batch with its own draw, whoever holds which part of it."""
+        key, n = fresh_key(), len(frames)
+        first, size = self.ranks.rank * n, -(-n * self.ranks.size // AUGMENT_GROUPS)
+        parts, start = [], first
+        with torch.random.fork_rng(devices=[]):
+            while start < first + n:
+                group = start // size
+                stop = min((group + 1) * size, first + n)
+                torch.manual_seed(key + group)
+                parts.append(augment(frames[start - first : stop - first]))
+                start = stop
+        return torch.cat(parts)
 
     @cached_property
     def _augment(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from moe_policies.config import PolicyConfig
 from moe_policies.network import Inputs, split_by_role
 from moe_policies.processor import Processor
+from moe_robot.moe import ALONE, Ranks, fresh_key, uniform
 from moe_robot.registry import unknown
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Features, Observation, UserError
 
@@ -89,7 +90,14 @@ class Senses:
         joined: dict[str, Any] = {key: np.concatenate([row[key] for row in rows]) for key in keys if key != TASK}
         return joined | {TASK: [sentence for row in rows for sentence in row[TASK]]}
 
-    def inputs(self, batch: Mapping[str, Any], processor: Processor, device: torch.device, training: bool) -> Inputs:
+    def inputs(
+        self,
+        batch: Mapping[str, Any],
+        processor: Processor,
+        device: torch.device,
+        training: bool,
+        ranks: Ranks = ALONE,
+    ) -> Inputs:
         """A batch as the network reads it, normalised; in training with ``sensor_dropout``, some sensors hidden."""
         images, absent, b = {}, set(self.absent), len(batch[TASK])
         for camera, (height, width) in self.features.cameras.items():
@@ -110,13 +118,13 @@ class Senses:
         self._check_not_blind(absent)
         present = {sensor: torch.zeros(b, dtype=torch.bool, device=device) for sensor in absent}
         if training and self.config.sensor_dropout:
-            present = self.dropped(b, device)
+            present = self.dropped(b, device, ranks)
         return Inputs(images, state_BS, self._sentences(batch), present)
 
-    def dropped(self, b: int, device: torch.device) -> dict[str, Tensor]:
+    def dropped(self, b: int, device: torch.device, ranks: Ranks = ALONE) -> dict[str, Tensor]:
         """Sensor -> bool (B,): what each sample of a training batch keeps; never nothing but the sentence."""
         sensors = [sensor for sensor in self.names if sensor != "language"]
-        keep_BS = torch.rand(b, len(sensors), device=device) >= self.config.sensor_dropout
+        keep_BS = uniform(fresh_key(), ranks.samples(b, device), len(sensors)) >= self.config.sensor_dropout
         keep_BS[:, 0] |= ~keep_BS.any(dim=1)
         return dict(zip(sensors, keep_BS.unbind(dim=1), strict=True))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_policies.config import PolicyConfig
 from moe_policies.trunk import Tokens, sinusoid
+from moe_robot.moe import at_least_float32
 
 SUMMARY_HEADS = 4
 PLACE_WIDTH = 16
@@ -75,14 +76,14 @@ class Summary(nn.Module):
             return self.absent.expand(words_BWD.shape[0], -1)
         h_BWD, some_B1 = self.norm(words_BWD), present_BW.any(dim=1, keepdim=True)
         hidden_BW1 = ~(present_BW | ~some_B1).unsqueeze(-1)  # a row without words keeps them: an empty softmax is NaN
-        scores_BWS = self.attend(h_BWD).float().masked_fill(hidden_BW1, float("-inf"))
+        scores_BWS = at_least_float32(self.attend(h_BWD)).masked_fill(hidden_BW1, float("-inf"))
         heard_BS = (scores_BWS.softmax(dim=1).transpose(1, 2).to(h_BWD.dtype) @ h_BWD).flatten(1)
         return torch.where(some_B1, heard_BS, self.absent.to(heard_BS.dtype))
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
     """``x`` divided by its root mean square over ``dim``."""
-    return x * torch.rsqrt(x.float().square().mean(dim=dim, keepdim=True) + 1e-6).to(x.dtype)
+    return x * torch.rsqrt(at_least_float32(x).square().mean(dim=dim, keepdim=True) + 1e-6).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -145,16 +146,16 @@ class Glimpse(nn.Module):
         # Both are brought to unit size, so that the softmax is neither flat nor saturated from the first step on.
         queries = unit(self._queries(summary_BS), -1).to(key_BCP.dtype)
         scores_BQP = queries @ unit(key_BCP, 1) * (self.scale * c**-0.5)
-        attention_BQP = scores_BQP.float().softmax(dim=-1)
+        attention_BQP = at_least_float32(scores_BQP).softmax(dim=-1)
         with torch.autocast(features.device.type, enabled=False):  # bf16 would round the position to about a pixel
-            place_BQ2 = attention_BQP @ image_places(h, w, features.device)
+            place_BQ2 = attention_BQP @ image_places(h, w, features.device).to(attention_BQP.dtype)
             seen_BQC = attention_BQP.to(features.dtype) @ features.flatten(2).transpose(1, 2)
-            finds_BQR = torch.cat([seen_BQC.float(), place_BQ2 * 2, sinusoid(place_BQ2, PLACE_WIDTH)], dim=-1)
+            finds_BQR = torch.cat([at_least_float32(seen_BQC), place_BQ2 * 2, sinusoid(place_BQ2, PLACE_WIDTH)], dim=-1)
             common_BQR, more_BQR = finds_BQR.split([self.n_half, finds_BQR.shape[1] - self.n_half], dim=1)
             if self.point is None:
                 meant_BAR = more_BQR[:, : self.n_half]
             else:
-                weights_BAQ = self.point(summary_BS.float()).view(b, self.n_half, -1).softmax(dim=-1)
+                weights_BAQ = self.point(at_least_float32(summary_BS)).view(b, self.n_half, -1).softmax(dim=-1)
                 meant_BAR = weights_BAQ @ finds_BQR
         # Every token holds both kinds: interleave the two halves.
         reads = torch.stack([meant_BAR, common_BQR], dim=1)

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_robot.moe import (
+    ALONE,
     AttentionExpert,
     ConvolutionExpert,
     FeedForwardExpert,
     GateConfig,
     MoEFeedForward,
+    Ranks,
     RoutingPlan,
     Units,
+    at_least_float32,
 )
 
 
@@ -112,6 +115,7 @@ class Gating:
         return both_BE[sample_T]
 
 
+LONGEST_SEGMENT = 1 << 16
 EXPERT_KINDS = {"convolution": ConvolutionExpert, "attention": AttentionExpert}
 
 
@@ -128,6 +132,8 @@ class FeedForward(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.unit = config.routing_unit
         self.hear = nn.Linear(config.width, config.width, bias=False) if config.hears(layer) else None
+        self.noisy = config.gate_noise or config.gate_jitter > 0
+        self.ranks: Ranks = ALONE
         self.layer: nn.Module
         if config.is_sparse(layer):
             gate = GateConfig(
@@ -151,7 +157,7 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tokens, gating: Gating) -> tuple[Tensor, RoutingPlan | None]:
         """The layer's output (B, N, D), without the residual, zero for absent tokens; the plan is None when dense."""
-        h_BND = self.norm(tokens.x_BND.float())
+        h_BND = self.norm(at_least_float32(tokens.x_BND))
         if not isinstance(self.layer, MoEFeedForward):
             return self.layer(h_BND), None
         # Only present tokens are routed, so padding costs nothing and is in no loss and no count. A graph that is
@@ -164,7 +170,7 @@ class FeedForward(nn.Module):
         if rows_T is not None:
             x_TD, modality_T = x_TD.index_select(0, rows_T), modality_T[rows_T]
         if self.unit == "token" and self.hear is None and gating.available_BE is None:
-            y_TD, plan = self.layer(x_TD, modality_T, gating.available_E)
+            y_TD, plan = self.layer(x_TD, modality_T, gating.available_E, place_T=self._places(tokens, rows_T))
         else:
             row_T = torch.arange(b * n, device=x_TD.device) if rows_T is None else rows_T
             sample_T = row_T // n
@@ -177,15 +183,24 @@ class FeedForward(nn.Module):
                 units = Units(segment_T, n_segments)
             elif self.unit == "instruction":
                 units = Units(sample_T, b, gating.instruction_BD)
-            elif self.hear is not None:
-                heard_TD = x_TD + self.hear(gating.instruction_BD)[sample_T]
-                t = x_TD.shape[0]  # not len(): a captured graph must leave it open
-                units = Units(torch.arange(t, device=x_TD.device), t, heard_TD)
-            y_TD, plan = self.layer(x_TD, modality_T, gating.available(sample_T), units, segment_T)
+            reads_TD = None if self.hear is None else x_TD + self.hear(gating.instruction_BD)[sample_T]
+            available, place_T = gating.available(sample_T), self._places(tokens, rows_T)
+            y_TD, plan = self.layer(x_TD, modality_T, available, units, segment_T, place_T, reads_TD)
         if rows_T is not None:
             y_TD = y_TD.new_zeros(b * n, d).index_copy(0, rows_T, y_TD)
         y_BND = y_TD.view(b, n, d)
         return (y_BND.masked_fill(~tokens.present_BN.unsqueeze(-1), 0.0) if exporting else y_BND), plan
+
+    def _places(self, tokens: Tokens, rows_T: Tensor | None) -> Tensor | None:
+        """int64 (T,), a number for each token that neither padding nor the number of processes changes; None where the
+        gate does not ask."""
+        if not (self.noisy and self.training and self.unit == "token"):
+            return None
+        b, n, segment_N = len(tokens.x_BND), len(tokens.segment_N), tokens.segment_N
+        in_segment_N = torch.arange(n, device=segment_N.device) - torch.searchsorted(segment_N, segment_N)
+        segment_BN = self.ranks.samples(b, segment_N.device).unsqueeze(1) * tokens.n_segments + segment_N
+        place_T = (segment_BN * LONGEST_SEGMENT + in_segment_N).flatten()
+        return place_T if rows_T is None else place_T[rows_T]
 
 
 class Block(nn.Module):

@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
-from moe_robot.moe import ColdWatch, MoEFeedForward, RoutingPlan, count_routes, forget_moments, revive
+from moe_robot.moe import (
+    ALONE,
+    ColdWatch,
+    MoEFeedForward,
+    Ranks,
+    RoutingPlan,
+    count_routes,
+    forget_moments,
+    revive,
+)
 from moe_robot.types import GateEvent
 
 
@@ -20,21 +29,32 @@ class Watches(nn.ModuleList):
         super().__init__(
             ColdWatch(layer.router.roles, MODALITIES, config.cold_after, pooled=config.balances_all) for layer in layers
         )
+        self.ranks: Ranks = ALONE
+        self._counts: Tensor | None = None
+
+    def note(self, plans: Sequence[Sequence[RoutingPlan]]) -> None:
+        """Take the plans of one forward pass; an update may have several."""
+        count = [
+            torch.stack([count_routes(plan, len(MODALITIES)) for plan in of_layer]).sum(dim=0) for of_layer in plans
+        ]
+        counts_LME = torch.stack(count)
+        self._counts = counts_LME if self._counts is None else self._counts + counts_LME
 
     def after_update(
         self,
         config: PolicyConfig,
         layers: Sequence[MoEFeedForward],
-        plans: Sequence[Sequence[RoutingPlan]],
         optimiser: Any = None,
     ) -> list[GateEvent]:
-        """Take the plans of the update that was just made; see :meth:`moe_robot.types.Policy.after_update`."""
+        """Look at everybody's routes since the last update; see :meth:`moe_robot.types.Policy.after_update`."""
         events: list[GateEvent] = []
-        for i, (layer, watch, of_layer) in enumerate(zip(layers, self, plans, strict=True)):
+        if self._counts is None:
+            return events
+        counts_LME, self._counts = self.ranks.sum(self._counts), None
+        for i, (layer, watch, counts_ME) in enumerate(zip(layers, self, counts_LME, strict=True)):
             assert isinstance(watch, ColdWatch)
             if config.bias_rate:
                 layer.router.balance(config.bias_rate)
-            counts_ME = torch.stack([count_routes(plan, len(MODALITIES)) for plan in of_layer]).sum(dim=0)
             for e in watch.update(counts_ME):
                 events.append(GateEvent("cold", i, layer.names[e]))
                 done = revive(layer, e, watch.load_E.tolist()) if config.revive else None

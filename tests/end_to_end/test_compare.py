@@ -207,7 +207,7 @@ def test_ablations_can_be_asked_for_later(compare, tmp_path):
     entry = [*ENTRIES[:2], "--seeds", "0", "--no-speed"]
     assert compare(*entry)[0] == 0
     first = results(tmp_path / "out")["moe-seed0"]
-    trained = (tmp_path / "out/runs/moe-seed0/state.pt").stat().st_mtime_ns
+    trained = (tmp_path / "out/runs/moe-seed0/state").stat().st_mtime_ns
     assert compare(*entry, "--sensors-off", "wrist", "--shuffled", "--ablation-episodes", "1")[0] == 0
     second = results(tmp_path / "out")["moe-seed0"]
     assert second["outcomes"] == first["outcomes"]
@@ -215,7 +215,7 @@ def test_ablations_can_be_asked_for_later(compare, tmp_path):
         "sensors wrist": 1,
         "instructions shuffled": 1,
     }
-    assert (tmp_path / "out/runs/moe-seed0/state.pt").stat().st_mtime_ns == trained
+    assert (tmp_path / "out/runs/moe-seed0/state").stat().st_mtime_ns == trained
 
 
 def test_shards_divide_the_runs_and_the_last_one_measures_speed(compare, finished, tmp_path):
@@ -327,7 +327,7 @@ def test_an_interrupted_run_goes_on_and_comes_out_the_same(demonstrations, tmp_p
     assert main([*command, str(tmp_path / "cut")]) == 130
     assert "keeps what was finished, the same command goes on from there" in capsys.readouterr().err
     assert not list((tmp_path / "cut").glob("results/*"))
-    assert (tmp_path / "cut/runs/moe-seed0/state.pt").exists()
+    assert (tmp_path / "cut/runs/moe-seed0/state").exists()
 
     for name in ("cut", "whole"):
         assert main([*command, str(tmp_path / name)]) == 0

@@ -68,7 +68,7 @@ def test_every_task_was_filmed(out):
 def test_running_it_again_does_nothing_twice(out, capsys):
     from dataclasses import replace
 
-    before = (out / "policy" / "state.pt").stat().st_mtime_ns
+    before = (out / "policy" / "state").stat().st_mtime_ns
     assert demo.run(replace(SMALL, out=out)) == 0
-    assert (out / "policy" / "state.pt").stat().st_mtime_ns == before
+    assert (out / "policy" / "state").stat().st_mtime_ns == before
     assert "already" in capsys.readouterr().out

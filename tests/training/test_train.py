@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from moe_robot.registry import load_policy, parse_options
 from moe_robot.training.checkpoint import save_policy
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.optimise import AveragedWeights, make_optimiser, schedule
+from moe_robot.training.state import load
 from moe_robot.training.train import train
 from moe_robot.types import Observation, UserError
 
@@ -75,9 +78,10 @@ def test_a_resumed_run_continues_the_uninterrupted_one_to_the_bit(demonstrations
     first = losses(config(demonstrations, tmp_path / "cut", **changes), stop_at=3)
     rest = losses(config(demonstrations, tmp_path / "cut", **changes, resume=True))
     assert first + rest == whole
-    a, b = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "cut"))
-    assert all(torch.equal(a["average"][key], b["average"][key]) for key in a["average"])
-    assert a["routing_step0"] == b["routing_step0"]
+    (a, of_whole), (b, of_cut) = (load(tmp_path / name) for name in ("whole", "cut"))
+    assert set(a) == set(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert of_whole["routing_step0"] == of_cut["routing_step0"]
 
 
 def test_a_resumed_run_must_be_the_same_run(demonstrations, tmp_path):
@@ -94,8 +98,29 @@ def test_a_resumed_run_must_be_the_same_run(demonstrations, tmp_path):
 def test_a_damaged_state_is_named(demonstrations, tmp_path):
     run = config(demonstrations, tmp_path / "run", steps=1)
     train(run)
-    (tmp_path / "run" / "state.pt").write_bytes(b"half a file")
-    with pytest.raises(UserError, match="cannot be read"):
+    (state,) = (tmp_path / "run" / "state").iterdir()
+    for file in state.iterdir():
+        file.write_bytes(b"half a file")
+        with pytest.raises(UserError, match=r"step-00000001 cannot be read .*: begin again with another --out"):
+            train(dataclasses.replace(run, resume=True))
+
+
+def test_the_index_of_a_state_runs_no_code(demonstrations, tmp_path):
+    run = config(demonstrations, tmp_path / "run", steps=1)
+    train(run)
+    (state,) = (tmp_path / "run" / "state").iterdir()
+    (state / ".metadata").write_bytes(pickle.dumps(Path(tmp_path / "run").rmdir))
+    with pytest.raises(UserError, match=r"cannot be read \(its index names builtins\.getattr\)"):
+        train(dataclasses.replace(run, resume=True))
+
+
+def test_a_state_of_an_older_version_is_told(demonstrations, tmp_path):
+    run = config(demonstrations, tmp_path / "run", steps=1)
+    run.out.mkdir()
+    (run.out / "state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="holds a run already"):
+        train(run)
+    with pytest.raises(UserError, match=r"state\.pt was saved by an older version"):
         train(dataclasses.replace(run, resume=True))
 
 
@@ -170,6 +195,9 @@ def test_what_is_not_finite_stops_the_run(demonstrations, tmp_path, preset, mess
         ({"steps": 1, "config": ("layrs=2",)}, "unknown policy config key 'layrs': did you mean layers"),
         ({"steps": 1, "config": ("layers",)}, "expected KEY=VALUE"),
         ({"steps": 1, "device": "gpu"}, "unknown device 'gpu'"),
+        ({"steps": 1, "accumulate": 3}, "--batch-size 16 cannot be divided among 1 processes and 3 parts"),
+        ({"steps": 1, "expert_parallel": 2}, "--expert-parallel 2 does not divide the 1 processes of torchrun"),
+        ({"steps": 1, "keep": 0}, "--keep is 0, expected at least 1"),
         ({"steps": 1, "tasks": "rad"}, "unknown task of the data set 'rad': did you mean red"),
     ],
 )

@@ -1,0 +1,172 @@
+"""``moe-robot bench train``: what several processes and saved states cost a training run.
+
+Processes of one thread each train together, then as many runs by themselves side by side, in turn; likewise one run
+that saves its state every few seconds and one that never does. The ratio of the medians is what holds on a disturbed
+machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_robot.processes import workers_are_born
+from moe_robot.types import UserError
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
+    from moe_robot.training.config import TrainConfig
+
+BATCH = 32
+"""Samples per step and process."""
+WARM_UP = 3
+"""Steps that are not counted."""
+SIZE = 96
+NEVER = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What one process spent on its steps after the warm-up.
+
+    Attributes:
+        steps: how many they were.
+        wall: seconds.
+        cpu: seconds of processor time, of all threads.
+    """
+
+    steps: int
+    wall: float
+    cpu: float
+
+
+def measure(preset: str, processes: int, seconds: float, repeats: int) -> dict[str, Any]:
+    """Samples per second together and side by side, and the share of time that a state once a minute costs.
+
+    Args:
+        preset: of the policy.
+        processes: that train together.
+        seconds: of each run, after its processes have started.
+        repeats: runs of each kind.
+    """
+    if processes < 2:
+        raise UserError(f"--processes {processes}: expected at least 2, to compare with as many by themselves")
+    from moe_robot.training.config import TrainConfig
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_demonstrations(folder / "data")
+        alone = TrainConfig(
+            folder / "data", folder, preset, minutes=seconds / 60, batch_size=BATCH, device="cpu", save_every=NEVER
+        )
+        together = dataclasses.replace(alone, batch_size=BATCH * processes)
+        saving = dataclasses.replace(alone, save_every=seconds / 4)
+        rates: dict[str, list[float]] = {"together": [], "apart": []}
+        wall: dict[str, list[float]] = {"saving": [], "not": []}
+        cpu: dict[str, list[float]] = {"saving": [], "not": []}
+        for _ in range(repeats):
+            team = _run([(together, _team(rank, processes)) for rank in range(processes)], folder)
+            rates["together"].append(together.batch_size * team[0].steps / team[0].wall)
+            apart = _run([(alone, {})] * processes, folder)
+            rates["apart"].append(sum(BATCH * spent.steps / spent.wall for spent in apart))
+            for kind, config in (("saving", saving), ("not", alone)):
+                (spent,) = _run([(config, {})], folder)
+                wall[kind].append(spent.wall / spent.steps)
+                cpu[kind].append(spent.cpu / spent.steps)
+    return {
+        "preset": preset,
+        "processes": f"{processes} of one thread, on {len(os.sched_getaffinity(0))} cores",
+        "samples_per_second_together": statistics.median(rates["together"]),
+        "samples_per_second_side_by_side": statistics.median(rates["apart"]),
+        "together_over_side_by_side": statistics.median(rates["together"]) / statistics.median(rates["apart"]),
+        "state_once_a_minute_wall_share": _share(wall, seconds / 4),
+        "state_once_a_minute_cpu_share": _share(cpu, seconds / 4),
+        "batch_per_process": BATCH,
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def write_demonstrations(folder: Path, episodes: int = 12, length: int = 25) -> None:
+    """Two cameras of noise, an arm of seven joints with a gripper, two sentences: the sizes of a real data set."""
+    import numpy as np
+
+    from moe_robot.data.record import EpisodeBuilder
+    from moe_robot.data.store import DatasetWriter
+    from moe_robot.types import Features
+
+    joints = tuple(f"joint{i}.pos" for i in range(7))
+    cameras = {"front": (SIZE, SIZE), "wrist": (SIZE, SIZE)}
+    features = Features(cameras, (*joints, "gripper.opening"), (*joints, "gripper"), 10)
+    writer = DatasetWriter(folder, features, {})
+    rng = np.random.default_rng(0)
+    for episode in range(episodes):
+        builder = EpisodeBuilder(features)
+        for _ in range(length):
+            images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in cameras.items()}
+            builder.add(images, rng.normal(size=8).astype(np.float32), rng.normal(size=8).astype(np.float32))
+        writer.append(builder.finish(("push the red button", "pick the green cube")[episode % 2], {"seed": episode}))
+    writer.commit()
+
+
+def _share(per_step: Mapping[str, Sequence[float]], period: float) -> float:
+    """Of the time, when the period between states is a minute: what steps cost more when states are saved."""
+    saving, never = (statistics.median(per_step[kind]) for kind in ("saving", "not"))
+    return (1 - never / saving) * period / 60
+
+
+def _team(rank: int, size: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+
+
+def _run(members: Sequence[tuple[TrainConfig, Mapping[str, str]]], folder: Path) -> list[Spent]:
+    """Start all members at once; what each spent, in their order."""
+    context = multiprocessing.get_context("spawn")
+    results: Queue[tuple[int, Spent | str]] = context.Queue()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = []
+    with tempfile.TemporaryDirectory(dir=folder) as outs, workers_are_born():
+        for number, (config, place) in enumerate(members):
+            out = Path(outs) / ("together" if place else str(number))
+            argument = (number, dataclasses.replace(config, out=out), {**address, **place}, results)
+            processes.append(context.Process(target=_member, args=argument))
+            processes[-1].start()
+        found = dict(results.get() for _ in members)
+        for process in processes:
+            process.join()
+    spent = [found[number] for number in range(len(members))]
+    for said in spent:
+        if isinstance(said, str):
+            raise UserError(said)
+    return [said for said in spent if isinstance(said, Spent)]
+
+
+def _member(number: int, config: TrainConfig, environment: Mapping[str, str], results: Queue[Any]) -> None:
+    os.environ.update(environment)
+    from moe_robot.training.train import Progress, train
+
+    ticks: list[tuple[int, float, float]] = []
+
+    def note(progress: Progress) -> None:
+        ticks.append((progress.step, time.monotonic(), time.process_time()))
+
+    try:
+        train(config, note)
+    except BaseException as error:
+        results.put((number, f"a run that was to be measured failed: {error}"))
+        return
+    if len(ticks) <= WARM_UP + 1:
+        results.put((number, f"{len(ticks)} steps in the time: give more --seconds"))
+        return
+    (first, began, before), (last, ended, after) = ticks[WARM_UP], ticks[-1]
+    results.put((number, Spent(last - first, ended - began, after - before)))
