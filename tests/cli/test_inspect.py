@@ -265,7 +265,7 @@ def test_a_placement_is_proposed_judged_and_drawn(laid_out, tmp_path, capsys):
         (["RUN", "--placement", "9"], "--placement 9 is more devices than there are experts (8)"),
         (["RUN", "--placement", "2", "--copies", "9"], "--copies 9 is more than 8 experts on 2 devices can have"),
         (["RUN", "--copies", "2"], "--copies belongs to --placement"),
-        (["RUN", "--routing", "--tasks", ","], "--tasks names no task"),
+        (["RUN", "--routing", "--tasks", ","], "--tasks names none"),
         (["RUN", "--routing", "--data", "nowhere"], "no data set at nowhere"),
         (["RUN", "--routing", "--data", "OTHER"], "camera 'front' is missing (it has 'side')"),
         (["ALONE", "--routing"], "name the data set with --data"),
