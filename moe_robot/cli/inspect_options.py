@@ -24,7 +24,7 @@ class Options:
     batch: int = 16
     """Frames of a step of --placement, for example the robots that are answered at once."""
     copies: int = 0
-    """Of --placement: also a proposal in which the hottest experts lie on several devices, so many more in all."""
+    """Of --placement: also a proposal with so many experts lying on a second device or more, where it helps most."""
     data: Path | None = None
     """Demonstrations for --routing and --placement: a data set, or a YAML file that mixes several. Left out: the
     `demonstrations` beside the run, where `moe-robot demo` puts them."""

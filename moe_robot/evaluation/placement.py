@@ -5,14 +5,14 @@ tokens live on one device, as in data parallel training or when robots are divid
 that is not there travels. In each layer everybody waits for the busiest device, so a step takes as long as its maximum.
 
 The greedy start is that of Graham 1969 ("Bounds on multiprocessing timing anomalies": longest processing time first);
-copies of hot experts follow GShard's and DeepSeek-V3's serving practice of redundant experts.
+copies are the redundant experts of DeepSeek-V3's serving (section 3.4 of its report).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations, permutations, product
 
 import numpy as np
 
@@ -58,6 +58,14 @@ class Steps:
         there = self.ids_TK >= 0
         flat = step_TK[there] * self.experts + self.ids_TK[there]
         return np.bincount(flat, minlength=self.steps * self.experts).reshape(self.steps, self.experts)
+
+    def counts_SHE(self, devices: int) -> np.ndarray:
+        """Routes from tokens that live on each device to each expert in each step, int64 (S, N, E)."""
+        place_TK = np.broadcast_to((self.step_T * devices + self.home_T)[:, None], self.ids_TK.shape)
+        there = self.ids_TK >= 0
+        flat = place_TK[there] * self.experts + self.ids_TK[there]
+        size = (self.steps, devices, self.experts)
+        return np.bincount(flat, minlength=int(np.prod(size))).reshape(size)
 
     def together_EE(self) -> np.ndarray:
         """How many tokens went to both experts of a pair, int64 (E, E), the diagonal 0."""
@@ -127,8 +135,7 @@ def play(steps: Steps, here_EN: np.ndarray) -> Outcome:
     Args:
         here_EN: bool (E, N), on which devices each expert lies; each on one at least.
     """
-    n = here_EN.shape[1]
-    goes_EN = np.stack([_nearest(np.flatnonzero(here_N), n) for here_N in here_EN])
+    n, goes_EN = here_EN.shape[1], destinations(here_EN)
     there_TK = steps.ids_TK >= 0
     device_TK = goes_EN[np.where(there_TK, steps.ids_TK, 0), steps.home_T[:, None]]
     step_TK = np.broadcast_to(steps.step_T[:, None], steps.ids_TK.shape)
@@ -139,9 +146,12 @@ def play(steps: Steps, here_EN: np.ndarray) -> Outcome:
     return Outcome(load.reshape(steps.steps, n), int(there_TK.sum()), int(away_TK.sum()), sends)
 
 
-def _nearest(places: np.ndarray, n: int) -> np.ndarray:
-    """From each of the n devices, the copy that it uses (n,)."""
-    return np.array([home if home in places else places[home % len(places)] for home in range(n)])
+def destinations(here_EN: np.ndarray) -> np.ndarray:
+    """From each device (the second axis), where a route to each expert goes: int64 (E, N)."""
+    n = here_EN.shape[1]
+    holders_EN = np.argsort(~here_EN, axis=1, kind="stable")  # those that have a copy come first
+    one_of_EN = np.arange(n) % here_EN.sum(axis=1, keepdims=True)
+    return np.where(here_EN, np.arange(n), np.take_along_axis(holders_EN, one_of_EN, axis=1))
 
 
 def contiguous(experts: int, devices: int) -> np.ndarray:
@@ -152,29 +162,25 @@ def contiguous(experts: int, devices: int) -> np.ndarray:
 def propose(steps: Steps, devices: int, copies: int = 0) -> np.ndarray:
     """A placement for these steps: bool (E, N).
 
-    Every device holds at most ``ceil((E + copies) / N)`` experts, so that none needs more memory. First the hottest
-    experts get the copies; then the heaviest go to the least busy device in turn; then experts change places, and move
-    into free ones, while that makes the sum over steps of the busiest device smaller; last, while it costs next to
-    nothing, so that tokens find both of their experts on one device. Without copies it is never worse than
-    :func:`contiguous` on these steps, by that sum and but for the slack.
+    Every device holds at most ``ceil((E + copies) / N)`` experts, so that none needs more memory. First the heaviest
+    experts go to the least busy device in turn; then experts change places, and move into free ones, while that makes
+    the sum over steps of the busiest device smaller; then, while it costs next to nothing, so that tokens find both of
+    their experts on one device. Copies are added one by one where they help that sum most, and everything changes
+    places once more. Without copies it is never worse than :func:`contiguous` on these steps, by that sum and but for
+    the slack.
 
     Args:
         copies: how many more experts than E the devices hold together.
     """
-    loads_SE = steps.loads_SE().astype(float)
-    copied_E = _copies(loads_SE.sum(axis=0), copies, devices)
-    owner_C = np.repeat(np.arange(steps.experts), copied_E)  # C, the copies of all experts
-    share_SC = loads_SE[:, owner_C] / copied_E[owner_C]
-    room = -(-len(owner_C) // devices)
-    starts = [longest_first(share_SC.sum(axis=0), owner_C, devices, room)]
-    if not copies:
-        starts.append(contiguous(steps.experts, devices).argmax(axis=1))
-    searched = [_search(share_SC, owner_C, start, devices, room) for start in starts]
-    best = min(searched, key=lambda at_C: _step_time(share_SC, at_C, devices))
-    at_C = _keep_together(share_SC, steps.together_EE(), owner_C, best, devices)
-    here_EN = np.zeros((steps.experts, devices), bool)
-    here_EN[owner_C, at_C] = True
-    return here_EN
+    counts = steps.counts_SHE(devices).reshape(steps.steps, -1).astype(float)
+    room = -(-steps.experts // devices)
+    greedy = longest_first(steps.loads_SE().sum(axis=0), devices, room)[:, None] == np.arange(devices)
+    starts = [_search(counts, start_EN, room) for start_EN in (greedy, contiguous(steps.experts, devices))]
+    here_EN = _keep_together(counts, steps.together_EE(), min(starts, key=lambda start_EN: _time(counts, start_EN)))
+    room = -(-(steps.experts + copies) // devices)
+    for _ in range(copies):
+        here_EN = min(_with_one_more(here_EN, room), key=lambda other_EN: _time(counts, other_EN))
+    return _search(counts, here_EN, room) if copies else here_EN
 
 
 def lower_bound_S(steps: Steps, devices: int, copies: int = 0) -> np.ndarray:
@@ -187,92 +193,82 @@ def lower_bound_S(steps: Steps, devices: int, copies: int = 0) -> np.ndarray:
     return even_S if copies else np.maximum(even_S, loads_SE.max(axis=1))
 
 
-def longest_first(load_C: np.ndarray, owner_C: np.ndarray, devices: int, room: int) -> np.ndarray:
-    """Each in turn, the heaviest first, to the least busy device that has room and no copy of it yet. int64 (C,).
-
-    Experts with several copies come before all others, to the emptiest devices, so that there are enough for them.
-    """
-    many_C = np.bincount(owner_C)[owner_C]
-    at_C = np.full(len(load_C), -1)
+def longest_first(load_E: np.ndarray, devices: int, room: int) -> np.ndarray:
+    """Each in turn, the heaviest first, to the least busy device that has room for it. int64 (E,)."""
+    at_E = np.zeros(len(load_E), int)
     busy_N, held_N = np.zeros(devices), np.zeros(devices, int)
-    for c in np.lexsort((np.arange(len(load_C)), -load_C, -many_C)):
-        free_N = (held_N < room) & ~np.isin(np.arange(devices), at_C[(owner_C == owner_C[c]) & (at_C >= 0)])
-        weights = (busy_N, held_N) if many_C[c] == 1 else (held_N, busy_N)
-        at_C[c] = np.lexsort((weights[1], weights[0], ~free_N))[0]
-        busy_N[at_C[c]] += load_C[c]
-        held_N[at_C[c]] += 1
-    return at_C
+    for e in np.argsort(-load_E, kind="stable"):
+        at_E[e] = np.lexsort((held_N, busy_N, held_N >= room))[0]
+        busy_N[at_E[e]] += load_E[e]
+        held_N[at_E[e]] += 1
+    return at_E
 
 
-def _copies(load_E: np.ndarray, more: int, devices: int) -> np.ndarray:
-    """How many copies each expert gets: one more at a time for the one whose copies are busiest."""
-    copied_E = np.ones(len(load_E), int)
-    for _ in range(more):
-        heat_E = np.where(copied_E < devices, load_E / copied_E, -1.0)
-        copied_E[int(heat_E.argmax())] += 1
-    return copied_E
+def _time(counts: np.ndarray, here_EN: np.ndarray) -> float:
+    """Sum over steps of the busiest device's routes; ``counts`` are (S, N·E), the home device before the expert."""
+    goes_NE = destinations(here_EN).T.reshape(-1)
+    return float((counts @ (goes_NE[:, None] == np.arange(here_EN.shape[1]))).max(axis=1).sum())
 
 
-def _device_loads(share_SC: np.ndarray, at_C: np.ndarray, devices: int) -> np.ndarray:
-    return share_SC @ (at_C[:, None] == np.arange(devices))
-
-
-def _step_time(share_SC: np.ndarray, at_C: np.ndarray, devices: int) -> float:
-    return float(_device_loads(share_SC, at_C, devices).max(axis=1).sum())
-
-
-def _search(share_SC: np.ndarray, owner_C: np.ndarray, start_C: np.ndarray, devices: int, room: int) -> np.ndarray:
-    """Change places two by two, and move into free ones, while the step time falls."""
-    at_C, time = start_C.copy(), _step_time(share_SC, start_C, devices)
+def _search(counts: np.ndarray, start_EN: np.ndarray, room: int) -> np.ndarray:
+    """Change places two by two, and move into free ones, while the time falls."""
+    here_EN, time = start_EN.copy(), _time(counts, start_EN)
     for _ in range(ROUNDS):
         before = time
-        for other_C in _neighbours(at_C, owner_C, devices, room):
-            other = _step_time(share_SC, other_C, devices)
+        for other_EN in chain(_moves(here_EN, room), _swaps(here_EN)):
+            other = _time(counts, other_EN)
             if other < time - 1e-9:
-                at_C[:], time = other_C, other
+                here_EN[:], time = other_EN, other
         if time == before:
             break
-    return at_C
+    return here_EN
 
 
-def _neighbours(at_C: np.ndarray, owner_C: np.ndarray, devices: int, room: int) -> Iterator[np.ndarray]:
-    """Placements one change away from ``at_C``, which may be overwritten with one of them on the way."""
-    for c in range(len(at_C)):
-        for d in range(devices):
-            if d != at_C[c] and (at_C == d).sum() < room and not ((owner_C == owner_C[c]) & (at_C == d)).any():
-                moved_C = at_C.copy()
-                moved_C[c] = d
-                yield moved_C
-    yield from _swaps(at_C, owner_C)
-
-
-def _swaps(at_C: np.ndarray, owner_C: np.ndarray) -> Iterator[np.ndarray]:
-    for a, b in combinations(range(len(at_C)), 2):
-        if at_C[a] == at_C[b] or owner_C[a] == owner_C[b]:
-            continue
-        swapped_C = at_C.copy()
-        swapped_C[[a, b]] = at_C[[b, a]]
-        if all((swapped_C[owner_C == owner_C[c]] == swapped_C[c]).sum() == 1 for c in (a, b)):
-            yield swapped_C
-
-
-def _keep_together(
-    share_SC: np.ndarray, together_EE: np.ndarray, owner_C: np.ndarray, start_C: np.ndarray, devices: int
-) -> np.ndarray:
+def _keep_together(counts: np.ndarray, together_EE: np.ndarray, start_EN: np.ndarray) -> np.ndarray:
     """Change places while more of the experts that tokens visit together share a device, within the slack."""
-    limit = _step_time(share_SC, start_C, devices) * (1 + SLACK)
-    pairs_CC = together_EE[np.ix_(owner_C, owner_C)]
+    limit = _time(counts, start_EN) * (1 + SLACK)
 
-    def kept(at_C: np.ndarray) -> int:
-        return int(pairs_CC[at_C[:, None] == at_C[None]].sum())
+    def kept(here_EN: np.ndarray) -> int:
+        return int((together_EE * (here_EN.astype(int) @ here_EN.T.astype(int))).sum())
 
-    at_C, most = start_C.copy(), kept(start_C)
+    here_EN, most = start_EN.copy(), kept(start_EN)
     for _ in range(ROUNDS):
         before = most
-        for other_C in _swaps(at_C, owner_C):
-            now = kept(other_C)
-            if now > most and _step_time(share_SC, other_C, devices) <= limit:
-                at_C[:], most = other_C, now
+        for other_EN in _swaps(here_EN):
+            now = kept(other_EN)
+            if now > most and _time(counts, other_EN) <= limit:
+                here_EN[:], most = other_EN, now
         if most == before:
             break
-    return at_C
+    return here_EN
+
+
+def _moves(here_EN: np.ndarray, room: int) -> Iterator[np.ndarray]:
+    """Placements with one expert on another device that has room. ``here_EN`` may be overwritten on the way."""
+    experts, devices = here_EN.shape
+    for e, a, b in product(range(experts), range(devices), range(devices)):
+        if here_EN[e, a] and not here_EN[e, b] and here_EN[:, b].sum() < room:
+            yield _changed(here_EN, (e, a, b))
+
+
+def _swaps(here_EN: np.ndarray) -> Iterator[np.ndarray]:
+    """Placements with two experts in each other's place, likewise."""
+    experts, devices = here_EN.shape
+    for (e, f), (a, b) in product(combinations(range(experts), 2), permutations(range(devices), 2)):
+        if here_EN[e, a] and here_EN[f, b] and not here_EN[e, b] and not here_EN[f, a]:
+            yield _changed(here_EN, (e, a, b), (f, b, a))
+
+
+def _with_one_more(here_EN: np.ndarray, room: int) -> Iterator[np.ndarray]:
+    """Placements with one more copy of some expert."""
+    for e, d in np.argwhere(~here_EN & (here_EN.sum(axis=0) < room)):
+        more_EN = here_EN.copy()
+        more_EN[e, d] = True
+        yield more_EN
+
+
+def _changed(here_EN: np.ndarray, *changes: tuple[int, int, int]) -> np.ndarray:
+    other_EN = here_EN.copy()
+    for expert, before, after in changes:
+        other_EN[expert, before], other_EN[expert, after] = False, True
+    return other_EN

@@ -88,10 +88,10 @@ def test_copies_are_on_devices_of_their_own_and_no_route_is_lost(case, copies):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=7), st.integers(2, 3))
 def test_the_greedy_start_keeps_grahams_bound(loads, devices):
-    load_C = np.array(loads, float)
-    at_C = longest_first(load_C, np.arange(len(loads)), devices, room=len(loads))
-    best = min(max(np.bincount(at, load_C, minlength=devices)) for at in product(range(devices), repeat=len(loads)))
-    assert np.bincount(at_C, load_C, minlength=devices).max() <= (4 / 3 - 1 / (3 * devices)) * best + 1e-9
+    load_E = np.array(loads, float)
+    at_E = longest_first(load_E, devices, room=len(loads))
+    best = min(max(np.bincount(at, load_E, minlength=devices)) for at in product(range(devices), repeat=len(loads)))
+    assert np.bincount(at_E, load_E, minlength=devices).max() <= (4 / 3 - 1 / (3 * devices)) * best + 1e-9
 
 
 def test_steps_are_balanced_one_by_one_and_not_in_their_mean():
