@@ -57,6 +57,12 @@ def test_an_action_is_the_motion_that_it_is_in_the_simulated_world_and_passes_th
         q = mine.positions[0]
 
 
+def test_the_shipped_contract_has_the_kinematics_of_the_world_to_the_last_digit(pitstop, world):
+    for q in np.random.default_rng(0).uniform(pitstop.chain.limits[:, 0], pitstop.chain.limits[:, 1], (20, 7)):
+        for mine, theirs in zip(pitstop.chain.forward(q), world.chain.forward(q), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-14)
+
+
 def test_a_joint_position_is_gone_to_at_the_allowed_speed(pitstop):
     action = replace(pitstop.action, meaning="joint_position", names=control.JOINT_NAMES, units=(1.0,) * 7, clip=None)
     contract = replace(pitstop, action=action)
