@@ -24,9 +24,9 @@ def start(config, size, on_progress=None, restart=0):
     return made
 
 
-def run(config, size, on_progress=None):
+def run(config, size, on_progress=None, restart=0):
     """Train in ``size`` processes to the end."""
-    processes = start(config, size, on_progress)
+    processes = start(config, size, on_progress, restart)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * size
