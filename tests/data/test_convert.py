@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,6 @@ from moe_robot.data.examine import examine
 from moe_robot.data.from_robomimic import from_robomimic
 from moe_robot.data.loader import open_dataset
 
-h5py = pytest.importorskip("h5py", reason="the extra robomimic (h5py) is not installed")
 SAMPLE = Path(__file__).parent / "lerobot_v3_sample"
 ENV_ARGS = {"env_name": "Lift", "type": 1, "env_kwargs": {"control_freq": 20, "robots": ["Panda"]}}
 LOW_DIM = {"robot0_eef_pos": 3, "robot0_gripper_qpos": 2, "object": 4}
