@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import pyarrow as pa
 import pyarrow.parquet as pq
+from av.error import FFmpegError
 
 from moe_robot.data.durable import write_atomically
 from moe_robot.data.footer import with_footer
@@ -106,7 +106,7 @@ def _frames(path: Path) -> int:
     try:
         with open_video(path) as container:
             return sum(packet.pts is not None for packet in container.demux(container.streams.video[0]))
-    except (UserError, av.error.FFmpegError):
+    except (UserError, FFmpegError):
         return 0
 
 
