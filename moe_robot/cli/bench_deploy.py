@@ -64,7 +64,7 @@ def _clients(native: bool, peer: Path | None) -> list[tuple[str, list[str]]]:
     """Name and command line of each client over ROS 2 itself, or over a bridge."""
     mine, folder = [sys.executable, "-m", "moe_robot.cli.bench_deploy_client"], Path(__file__).parent
     if native:
-        return [(OURS_NATIVE, mine), (PLAIN, [sys.executable, str(folder / "bench_deploy_rclpy.py")])]
+        return [(OURS_NATIVE, mine), (PLAIN, [sys.executable, "-m", "moe_robot.cli.bench_deploy_rclpy"])]
     theirs = [(PEER, [str(peer), "-I", str(folder / "bench_deploy_roslibpy.py")])] if peer else []
     return [(OURS, mine), *theirs]
 

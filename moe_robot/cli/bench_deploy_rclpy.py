@@ -7,6 +7,7 @@ import importlib
 import sys
 import threading
 import time
+from contextlib import suppress
 
 POSTURE = [0.15, 0.0, -2.2, 0.0, 2.35, 0.785]
 
@@ -30,7 +31,14 @@ def main() -> None:
     newest = qos.QoSProfile(depth=1, reliability=qos.ReliabilityPolicy.BEST_EFFORT)
     node.create_subscription(sensors.CompressedImage, "/front/image_raw/compressed", answer, newest)
     node.create_subscription(sensors.JointState, "/joint_states", lambda state: None, newest)
-    threading.Thread(target=rclpy.spin, args=[node], daemon=True).start()
+    over = importlib.import_module("rclpy.executors").ExternalShutdownException
+
+    def spin() -> None:
+        with suppress(over):
+            rclpy.spin(node)
+
+    spinning = threading.Thread(target=spin)
+    spinning.start()
     print("ready", flush=True)
     for line in iter(sys.stdin.readline, ""):
         if line.strip() == "end":
@@ -41,6 +49,7 @@ def main() -> None:
         print("sent", flush=True)
     print(time.process_time(), flush=True)
     rclpy.shutdown()
+    spinning.join()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from moe_robot.types import UserError
 
@@ -116,7 +116,8 @@ def _deployed(
     if len(rows) < episodes:
         first = SEEDS_FROM + len(rows)
         with journal.open("a", encoding="utf-8") as file:
-            for row in _play(checkpoint, task, sentence, first, episodes - len(rows), transport, contract):
+            log = journal.with_suffix(".log")
+            for row in _play(checkpoint, task, sentence, first, episodes - len(rows), transport, contract, log):
                 rows.append(row)
                 file.write(json.dumps(row) + "\n")
                 file.flush()
@@ -141,8 +142,9 @@ def _rows(journal: Path) -> list[dict[str, Any]]:
 
 
 def _play(
-    checkpoint: Path, task: str, sentence: str, first: int, episodes: int, transport: str, contract: str
+    checkpoint: Path, task: str, sentence: str, first: int, episodes: int, transport: str, contract: str, log: Path
 ) -> Iterator[dict[str, Any]]:
+    """Row by row; what ``deploy`` says, every hold with its reason, is added to ``log``."""
     where = ["--transport", transport] + (["--address", "127.0.0.1:0"] if transport == "rosbridge" else [])
     sim = [
         "sim-node",
@@ -164,11 +166,12 @@ def _play(
         address = _expect(node, LIVES, "sim-node")[1]
         drive = ["deploy", str(checkpoint), "--contract", contract, "--instruction", sentence, "--live"]
         drive += ["--enable-at-start", "--transport", transport, *(["--address", address] if "//" in address else [])]
-        with _program(drive, environment, subprocess.DEVNULL) as deploy:
+        with log.open("a", encoding="utf-8") as said, _program(drive, environment, said) as deploy:
             # Without it the robot would wait for ever: its end is the end of both.
             threading.Thread(target=lambda: (deploy.wait(), node.send_signal(signal.SIGINT)), daemon=True).start()
             for _ in range(episodes):
                 told = _expect(node, EPISODE, "sim-node", deploy)
+                print(f"-- seed {told['seed']}: {told['result']}", file=said, flush=True)
                 yield {
                     "seed": int(told["seed"]),
                     "result": told["result"],
@@ -189,7 +192,7 @@ def _expect(node: subprocess.Popen, pattern: re.Pattern, who: str, other: subpro
 
 
 @contextmanager
-def _program(arguments: Sequence[str], environment: dict[str, str], output: int) -> Iterator[subprocess.Popen]:
+def _program(arguments: Sequence[str], environment: dict[str, str], output: int | TextIO) -> Iterator[subprocess.Popen]:
     """``moe-robot`` with these arguments, told to end when the block does."""
     process = subprocess.Popen(
         [*ME, *arguments], stdin=subprocess.DEVNULL, stdout=output, env=environment, text=True, start_new_session=True

@@ -15,7 +15,7 @@ def played(monkeypatch, tmp_path):
     """Seeds that were played, in order; after ``stop_after`` of them the machine is switched off."""
     seeds, limit = [], {"stop_after": 100}
 
-    def play(checkpoint, task, sentence, first, episodes, transport, contract):
+    def play(checkpoint, task, sentence, first, episodes, transport, contract, log):
         assert sentence
         for seed in range(first, first + episodes):
             if len(seeds) == limit["stop_after"]:
