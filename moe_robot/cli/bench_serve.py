@@ -1,7 +1,8 @@
 """``moe-robot bench serve``: throughput against latency of the policy server, as the fleet and the batch window grow.
 
 Two servers run at once, of the mixture and of the dense network of the same FLOPs, both untrained: weights change no
-time. All ways of batching take turns within each number of robots, so what disturbs the machine disturbs all of them.
+time. All fleets and ways of batching take turns, and each repeat goes through all of them once, so what disturbs the
+machine for long disturbs all of them.
 """
 
 from __future__ import annotations
@@ -121,12 +122,16 @@ def write(result: Mapping[str, Any], out: Path) -> None:
     from moe_robot.evaluation.journal import write_atomically
 
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / JSON, json.dumps(result, indent=1) + "\n")
+    write_atomically(out / JSON, json.dumps(result, indent=1, allow_nan=False) + "\n")
     plot(result, out / PICTURE)
 
 
 def line_of(row: Mapping[str, Any]) -> str:
     """One row, for people."""
+    if row["p50_ms"] is None:
+        return (
+            f"{row['preset']:<12}  {row['way']:<12}  {row['robots']:>3} robots  no answer in time: give more --seconds"
+        )
     return (
         f"{row['preset']:<12}  {row['way']:<12}  {row['robots']:>3} robots  {row['per_second']:7.1f} answers/s  "
         f"p50 {row['p50_ms']:7.1f} ms  p95 {row['p95_ms']:7.1f} ms  batch {row['batch']:5.1f}  "
@@ -160,19 +165,16 @@ async def _sweep(
                 settings = Settings(folder / name, port=0, largest=max(robots), threads=1, robots=2 * max(robots))
                 servers[name] = PolicyServer(settings, lambda line: None)
                 await servers[name].start()
-            for count in robots:
-                turns = [(name, way) for way in ways(windows_ms, max(robots)) for name in PRESETS]
-                found: dict[tuple[str, str], list[tuple[Drive, float]]] = {(n, w.name): [] for n, w in turns}
-                for _ in range(repeats):
-                    for name, way in turns:
-                        found[name, way.name].append(
-                            await _one(servers[name], way, fleet, count, rate, seconds, frames)
-                        )
-                for (name, way), drives in found.items():
-                    middle = {key: median(asdict(d)[key] for d, _ in drives) for key in asdict(drives[0][0])}
-                    cpu_ms = median(cpu for _, cpu in drives)
-                    rows.append({"preset": name, "way": way, "robots": count, **middle, "policy_cpu_ms": cpu_ms})
-                    report(rows[-1])
+            kinds = ways(windows_ms, max(robots))
+            turns = [(count, way, name) for count in robots for way in kinds for name in PRESETS]
+            found: dict[tuple[int, str, str], list[tuple[Drive, float]]] = {}
+            for repeat in range(repeats):
+                for count, way, name in turns:
+                    drives = found.setdefault((count, way.name, name), [])
+                    drives.append(await _one(servers[name], way, fleet, count, rate, seconds, frames))
+                    if repeat == repeats - 1:
+                        rows.append({"preset": name, "way": way.name, "robots": count, **_medians(drives)})
+                        report(rows[-1])
         finally:
             for server in servers.values():
                 await server.stop()
@@ -221,15 +223,26 @@ def _network(policies: Mapping[str, Any], observations: Sequence[Observation], s
     return told
 
 
-def _gains(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Preset -> number of robots -> the best window's throughput over one by one."""
-    gains: dict[str, dict[str, float]] = {}
+def _medians(drives: Sequence[tuple[Drive, float]]) -> dict[str, float | None]:
+    told = {key: _middle([asdict(drove)[key] for drove, _ in drives]) for key in asdict(drives[0][0])}
+    return told | {"policy_cpu_ms": median(cpu_ms for _, cpu_ms in drives)}
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    """The median; None where a measurement had none."""
+    there = [value for value in values if value is not None]
+    return median(there) if len(there) == len(values) else None
+
+
+def _gains(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Preset -> number of robots -> the best window's throughput over one by one; None where that had no answer."""
+    gains: dict[str, dict[str, float | None]] = {}
     for preset in PRESETS:
         mine = [row for row in rows if row["preset"] == preset]
         for count in dict.fromkeys(row["robots"] for row in mine):
             rates = {row["way"]: row["per_second"] for row in mine if row["robots"] == count}
             alone = rates.pop(ONE_BY_ONE)
-            gains.setdefault(preset, {})[str(count)] = max(rates.values()) / alone if alone else float("inf")
+            gains.setdefault(preset, {})[str(count)] = max(rates.values()) / alone if alone else None
     return gains
 
 

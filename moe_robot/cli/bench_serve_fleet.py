@@ -21,15 +21,15 @@ class Drive:
 
     Attributes:
         per_second: answers that all got together.
-        p50_ms: from an observation, sent, to its answer, read.
+        p50_ms: from an observation, sent, to its answer, read; None when nobody had an answer in time, as below.
         p95_ms: likewise.
         batch: mean number of robots in the pass that answered.
     """
 
     per_second: float
-    p50_ms: float
-    p95_ms: float
-    batch: float
+    p50_ms: float | None
+    p95_ms: float | None
+    batch: float | None
 
 
 def drive(address: str, robots: int, rate: float, seconds: float, frames: Sequence[bytes]) -> Drive:
@@ -74,6 +74,6 @@ async def _drive(address: str, robots: int, rate: float, seconds: float, frames:
 
     await asyncio.gather(*(live(robot) for robot in range(robots)))
     if not latencies:
-        return Drive(0.0, float("nan"), float("nan"), float("nan"))
+        return Drive(0.0, None, None, None)
     p50, p95 = 1e3 * np.percentile(latencies, [50, 95])
     return Drive(len(latencies) / seconds, float(p50), float(p95), float(np.mean(batches)))

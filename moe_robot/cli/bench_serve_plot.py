@@ -24,7 +24,7 @@ def plot(result: Mapping[str, Any], path: Path) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    rows = result["rows"]
+    rows = [row for row in result["rows"] if row["p95_ms"] is not None]
     names = list(dict.fromkeys(row["preset"] for row in rows))
     kinds = list(dict.fromkeys(row["way"] for row in rows))
     figure = Figure(figsize=(5.4 * len(names), 4.6), layout="constrained")

@@ -76,9 +76,10 @@ class ServedPolicy:
         return None if routing is None else (routing.experts, routing.counts_LME.sum(axis=1))
 
     def _one(self, robot: Sensed) -> Answer:
-        images = {k.removeprefix(IMAGE_PREFIX): v for k, v in robot.arrays.items() if k.startswith(IMAGE_PREFIX)}
+        arrays = {key: value.copy() for key, value in robot.arrays.items()}  # views of a frame cannot be written to
+        images = {k.removeprefix(IMAGE_PREFIX): v for k, v in arrays.items() if k.startswith(IMAGE_PREFIX)}
         try:
-            actions = action_chunk(self.policy, Observation(images, robot.arrays.get(STATE), robot.task))
+            actions = action_chunk(self.policy, Observation(images, arrays.get(STATE), robot.task))
             (answer,) = self._told(np.asarray(actions)[None], 1)
         except Exception as error:  # a stranger's policy may raise anything; the robot is told in one line
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
