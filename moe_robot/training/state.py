@@ -43,6 +43,8 @@ class States:
 
     def __init__(self, run: Path, keep: int, leads: bool = True, group: Any = None) -> None:
         self.run, self.keep, self.leads, self.group = run, keep, leads, group
+        self.saved = -1
+        """The step of the latest state that was saved or gone on from."""
         self._writing: threading.Thread | None = None
         self._failure: BaseException | None = None
         if leads:
@@ -59,8 +61,9 @@ class States:
         """
         self.wait()
         folder = self.run / STATES / f"step-{step:08d}"
-        if folder.exists():  # resumed, and nothing was left to do
+        if step == self.saved:  # not whether the folder is there: it has its name a little later than others may look
             return
+        self.saved = step
         staged = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         staged[VALUES] = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
         self._writing = threading.Thread(target=self._write, args=(folder, staged), daemon=True)

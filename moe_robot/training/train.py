@@ -76,6 +76,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, team: Team, device: torch.device, beginning: Beginning) -> None:
         self.config, self.team, self.device = config, team, device
+        self.step, self.elapsed = 0, 0.0
         self.dataset, self.probed = beginning.dataset, beginning
         self.policy = policy = beginning.policy.to(device)
         if device.type == "cuda" and hasattr(policy, "stack_experts"):
@@ -87,7 +88,6 @@ class _Run:
             disk_errors, config.out, kept="the last saved state is kept, --resume goes on from there"
         )
         self.fingerprint = fingerprint(config, self.dataset.content_hash)
-        self.step, self.elapsed = 0, 0.0
         self.routing_step0 = None if config.resume else probe(policy, self.probed.probe, config, self.bf16)["routing"]
         self.whole = copy.deepcopy(policy).cpu() if team.leads and config.expert_parallel > 1 else policy  # for the end
         team.adopt(policy)
@@ -201,6 +201,7 @@ class _Run:
         check_same_run(values["fingerprint"], self.fingerprint)
         states.unpack(tensors, self.policy, self.average, self.optimiser)
         self.step, self.elapsed, self.routing_step0 = values["step"], values["elapsed"], values["routing_step0"]
+        self.states.saved = self.step
 
     def _finish(self) -> dict[str, Any]:
         """Write the policy, then measure it: it is on disk before anything is measured."""
