@@ -153,7 +153,7 @@ def network_lines(network: Mapping[str, Any]) -> list[str]:
 
 async def _sweep(
     folder: Path, robots: Sequence[int], windows_ms: Sequence[float], rate: float, seconds: float, repeats: int,
-    frames: Sequence[bytes], report: Callable[[dict[str, Any]], None],
+    frames: Sequence[bytes], report: Callable[[dict[str, Any]], object],
 ) -> list[dict[str, Any]]:  # fmt: skip
     from moe_robot.deploy.serving.server import PolicyServer
     from moe_robot.deploy.serving.settings import Settings

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from moe_robot.types import (
     ACTION,
@@ -99,7 +100,6 @@ class Learn:
 
     def __call__(self) -> None:
         """Run it once."""
-        from moe_robot.training.optimise import clip_gradients
         from moe_robot.training.train import autocast, uses_bf16
 
         self.policy.train()
@@ -107,7 +107,7 @@ class Learn:
             loss, _ = self.policy(self.batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        clip_gradients(self.policy.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
         self.optimiser.step()
         self.policy.after_update(self.optimiser)
         self.average.update(self.policy, 1)

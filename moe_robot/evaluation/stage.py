@@ -91,19 +91,19 @@ class Stage:
         return Observation.from_gymnasium(observation, self.sentence)
 
     def play(self, actions: np.ndarray) -> tuple[Observation, list[float]]:
-        """Do the actions (n, A) in turn until they are used up or the episode ends.
+        """Do the actions (n, A), at least one, in turn until they are used up or the episode ends.
 
         Returns:
             what is seen then, and the wall time of each step, ms.
         """
         durations: list[float] = []
-        for action in actions:
+        for number, action in enumerate(actions, 1):
             start = time.perf_counter()
             seen = self.step(action)
             durations.append(1000 * (time.perf_counter() - start))
-            if self.ending is not None:
-                break
-        return seen, durations
+            if self.ending is not None or number == len(actions):
+                return seen, durations
+        raise ValueError("no actions to play: expected at least one")
 
     def _told(self, info: Mapping[str, Any], *keys: str) -> Any:
         for key in keys:

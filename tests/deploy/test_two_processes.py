@@ -74,7 +74,7 @@ def test_a_person_enables_stops_and_ends_a_policy_that_drives_the_simulated_robo
         recorded = {topic: info.msgcount for topic, info in bag.topics.items()}
     assert recorded["/moe_robot/sent/forward_position_controller/commands"] == summary["commands"]["sent"] + 2  # holds
     assert sum(recorded.values()) == summary["recorded"]["messages"]
-    assert deploy.lines[-1] == "moe-robot deploy: interrupted; the robot was told to hold"
+    assert "moe-robot deploy: interrupted; the robot was told to hold" in deploy.lines
     assert node.process.poll() is None
     assert node.end(signal.SIGINT) == 130
     assert node.lines[-1] == "moe-robot sim-node: interrupted; the simulated robot is gone"

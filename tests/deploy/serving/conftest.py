@@ -13,9 +13,9 @@ from robots import ServedBy
 PLUGIN = Path(__file__).parent / "plugin"
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def mirror():
-    """The plug-in where Python finds it, in processes too."""
+    """The plug-in where Python finds it, in processes too; gone after the module, so that no other test finds it."""
     sys.path.insert(0, str(PLUGIN))
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), before]))
