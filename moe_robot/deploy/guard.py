@@ -66,7 +66,7 @@ class GuardedRobot:
         """Nothing is connected yet; ``tell`` is given every decision and its time, and must neither wait nor raise."""
         self._io, self._gate, self._lock, self._tell = io, SafetyGate(contract), threading.Lock(), tell
         self._sensed: Sensed | None = None
-        self._enablings = 0
+        self._enablings, self._moved, self._enabled_epoch = 0, False, -1
         period = contract.period_s
         self._watchdog = Watchdog(PATIENCE * period, period / LOOKS_PER_STEP, io.now, self._bite)
 
@@ -94,6 +94,11 @@ class GuardedRobot:
     def enablings(self) -> int:
         """How often the robot was enabled: what was planned for an earlier time is not for this one."""
         return self._enablings
+
+    @property
+    def moved(self) -> bool:
+        """Whether a command has passed on this connection since the robot was enabled first."""
+        return self._moved
 
     @property
     def dry_run(self) -> bool:
@@ -130,7 +135,10 @@ class GuardedRobot:
         with self._lock:
             self._sensed = sensed
             refusal = self._gate.enable(sensed, self._io.now(), live)
-            self._enablings += refusal is None
+            if refusal is None:
+                self._enablings += 1
+                self._moved = self._moved and sensed.epoch == self._enabled_epoch
+                self._enabled_epoch = sensed.epoch
             return refusal
 
     def beat(self) -> None:
@@ -147,6 +155,7 @@ class GuardedRobot:
         self.trip("watchdog", "the control loop gave no sign of life for more than a step and a half")
 
     def _send(self, decision: Decision) -> Decision:
+        self._moved = self._moved or decision.passed is not None
         if decision.send is not None:
             self._io.send(decision.send)
         if self._tell is not None:

@@ -68,13 +68,14 @@ class Operator:
             live: whether enabling lets commands reach it.
             beat_every_s: seconds between heartbeats.
             say: shows a line.
-            simulation: enable it without being asked, once on every connection; then it goes on without a terminal.
+            simulation: enable it without being asked, on every connection until it has moved; then it goes on without
+                a terminal.
             terminal: file descriptor to read from.
             persistent: enable the simulation after every hold, until somebody stops it here.
         """
         self._robot, self._live, self._every, self._say = robot, live, beat_every_s, say
         self._simulation, self._terminal = simulation, terminal
-        self._enabled_epoch, self._persistent = 0, persistent
+        self._enabled_epoch, self._persistent, self._was_stopped = 0, persistent, False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="operator", daemon=True)
         self.wants_to_quit = False
@@ -115,7 +116,7 @@ class Operator:
             refusal = self._robot.enable(self._live)
             self._say(f"not enabled: {refusal.message}" if refusal else "enabled")
         else:
-            self._persistent = False
+            self._was_stopped = True
             self._robot.trip("operator", "stop was pressed" if wish == "stop" else "the program is to end")
             self.wants_to_quit = self.wants_to_quit or wish == "quit"
 
@@ -124,7 +125,9 @@ class Operator:
         if simulation is None or not simulation.simulated or self._robot.state is State.ENABLED:
             return
         epoch = simulation.epoch
-        if (self._persistent or epoch != self._enabled_epoch) and self._robot.enable(self._live) is None:
+        # What was held before its first command has not begun: its referee waits for one.
+        again = not self._was_stopped and (self._persistent or not self._robot.moved)
+        if (again or epoch != self._enabled_epoch) and self._robot.enable(self._live) is None:
             self._enabled_epoch = epoch
 
 

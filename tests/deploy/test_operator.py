@@ -11,6 +11,7 @@ from moe_robot.deploy.backends.fake import FakeRobot
 from moe_robot.deploy.decision import State
 from moe_robot.deploy.guard import GuardedRobot
 from moe_robot.deploy.operator import Keys, Operator
+from moe_robot.deploy.robot_io import JointCommand
 
 Q = np.array([0.0, 0.15, 0.0, -2.2, 0.0, 2.35, 0.785])
 
@@ -145,6 +146,19 @@ def test_a_simulated_robot_is_enabled_once_on_every_connection(terminal, pitstop
     os.close(here.keyboard)
     here.operator._over.wait(0.1)
     assert here.guard.state is State.ENABLED  # it needs no terminal
+
+
+def test_a_simulated_robot_that_was_held_before_its_first_command_is_enabled_again_and_not_after_it(terminal, pitstop):
+    here = terminal(pitstop, Simulated())
+    here.state(State.ENABLED)
+    here.guard.trip("watchdog", "the machine was slow")
+    here.state(State.ENABLED)
+    sensed = here.guard.sense()
+    here.guard.step(JointCommand(sensed.newest.positions[None], None, here.guard.now()))
+    assert here.guard.moved
+    here.guard.trip("watchdog", "the machine was slow")
+    here.operator._over.wait(0.1)
+    assert here.guard.state is State.HELD
 
 
 def test_what_does_not_say_that_it_is_simulated_is_not_enabled(terminal, pitstop):
