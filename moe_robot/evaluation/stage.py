@@ -91,11 +91,12 @@ class Stage:
         return Observation.from_gymnasium(observation, self.sentence)
 
     def play(self, actions: np.ndarray) -> tuple[Observation, list[float]]:
-        """Do the actions (n, A) in turn until they are used up or the episode ends.
+        """Do the actions (n, A), at least one, in turn until they are used up or the episode ends.
 
         Returns:
             what is seen then, and the wall time of each step, ms.
         """
+        seen: Observation | None = None
         durations: list[float] = []
         for action in actions:
             start = time.perf_counter()
@@ -103,6 +104,7 @@ class Stage:
             durations.append(1000 * (time.perf_counter() - start))
             if self.ending is not None:
                 break
+        assert seen is not None
         return seen, durations
 
     def _told(self, info: Mapping[str, Any], *keys: str) -> Any:
