@@ -215,8 +215,11 @@ def _gather_together(order: _Order, rank: Rank) -> DatasetWriter:
                 order.note(slot, attempts)
                 order.report(there + len(_finished(pending)))
 
+    def finish() -> None:
+        _gather(order, wait=True)
+
     look()  # another data set is refused before any work
-    share_out(order.directory, rank, do, lambda: committed() >= order.total, lambda: _gather(order, wait=True) and None)
+    share_out(order.directory, rank, do, lambda: committed() >= order.total, finish)
     return look()
 
 

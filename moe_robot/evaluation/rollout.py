@@ -211,15 +211,12 @@ def _share(
             for wanted in passes.each():
                 _fill(journal, players, [job for job in wanted if order[job] % rank.world == k], progress)
 
+    def finish() -> None:
+        _finish(setup, out, passes, players, video, None)
+
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    share_out(
-        out,
-        rank,
-        do,
-        lambda: complete() is not None,
-        lambda: _finish(setup, out, passes, players, video, None) and None,
-    )
+    share_out(out, rank, do, lambda: complete() is not None, finish)
     clear_shares(out)  # again: whoever finished may have died before it had
     return passes.results(setup, out, complete() or {}, {})
 

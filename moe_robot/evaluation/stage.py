@@ -96,14 +96,16 @@ class Stage:
         Returns:
             what is seen then, and the wall time of each step, ms.
         """
+        seen: Observation | None = None
         durations: list[float] = []
-        for number, action in enumerate(actions, 1):
+        for action in actions:
             start = time.perf_counter()
             seen = self.step(action)
             durations.append(1000 * (time.perf_counter() - start))
-            if self.ending is not None or number == len(actions):
-                return seen, durations
-        raise ValueError("no actions to play: expected at least one")
+            if self.ending is not None:
+                break
+        assert seen is not None
+        return seen, durations
 
     def _told(self, info: Mapping[str, Any], *keys: str) -> Any:
         for key in keys:

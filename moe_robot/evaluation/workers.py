@@ -14,7 +14,7 @@ from moe_robot.evaluation.episode import Actor, Cast, Episode, Job
 from moe_robot.evaluation.staff import Worker, complaining, exit_code, hire, let_go, raise_if_complaint
 from moe_robot.types import UserError
 
-TRIES = 2  # a job whose worker died is run once more; twice is no accident
+TRIES = 3  # a job whose worker died is run again; the third time it is no accident
 LOADING_TRIES = 3
 """So many workers may die in a row while they load, less one."""
 READY = "ready"

@@ -49,7 +49,7 @@ def test_a_worker_that_dies_changes_nothing_and_neither_does_the_number_of_worke
 
 def test_an_episode_that_kills_every_worker_is_named(checkpoint, tmp_path, signpost):
     with pytest.raises(
-        UserError, match=r"task go_left seed 100001: 2 workers died over this episode \(last exit code 9\)"
+        UserError, match=r"task go_left seed 100001: 3 workers died over this episode \(last exit code 9\)"
     ):
         evaluate(
             checkpoint,

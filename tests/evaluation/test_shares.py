@@ -134,7 +134,7 @@ def test_local_workers_that_are_killed_lose_nothing_and_count_nothing_twice(
         nonlocal killed
         while killed < kills and not over.is_set():
             before = done
-            while done < before + 3 and not over.is_set():
+            while done < before + 4 and not over.is_set():
                 time.sleep(0.03)
             time.sleep(chance.uniform(0.0, 0.05))
             if victims := multiprocessing.active_children():
