@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from moe_robot.moe import Ranks
 from moe_robot.processes import endings_wait, interrupts_wait
@@ -84,7 +85,7 @@ def connect(team: Team, device: torch.device, expert_parallel: int) -> None:
     store.set(f"ready {team.ranks.rank}", "")
     store.wait([f"ready {rank}" for rank in range(team.ranks.size)], PREPARATION)
     shape = (team.ranks.size // expert_parallel, expert_parallel)
-    mesh = dist.init_device_mesh(device.type, shape, mesh_dim_names=("data", "expert"))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "expert"))
     team.data = mesh.get_group("data")
     team.experts = mesh.get_group("expert") if expert_parallel > 1 else None
     team.averaging = dist.new_group(timeout=PATIENCE)

@@ -18,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as read
+from torch.distributed.checkpoint.state_dict_saver import save as write
 
 from moe_robot.data.durable import TEMPORARY, sync_directory
 from moe_robot.training.checkpoint import OLD_STATE, STATES, complete_states, newest_state
@@ -91,8 +95,8 @@ class States:
     def _write(self, folder: Path, staged: dict[str, Tensor]) -> None:
         temporary = folder.with_name(folder.name + TEMPORARY)
         try:
-            writer = dcp.FileSystemWriter(temporary)
-            dcp.save(staged, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+            writer = FileSystemWriter(temporary)
+            write(staged, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
             if self.leads:  # all have written by now
                 sync_directory(temporary)
                 temporary.rename(folder)
@@ -127,11 +131,11 @@ def load(run: Path, wanted: Callable[[str], bool] = lambda name: True) -> tuple[
         tensors = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
             for name, entry in entries.items()
-            if isinstance(entry, dcp.TensorStorageMetadata) and (name == VALUES or wanted(name))
+            if isinstance(entry, TensorStorageMetadata) and (name == VALUES or wanted(name))
         }
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        read(tensors, storage_reader=reader, no_dist=True)
         values = json.loads(bytes(tensors.pop(VALUES).tolist()))
-    except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
         reason = " ".join(str(_cause(error)).split())[:200]
         older = len(complete_states(run)) > 1
         remedy = "remove that folder to go on from the one before" if older else "begin again with another --out"
@@ -203,23 +207,23 @@ def _parameter_of(weight: Tensor) -> tuple[Tensor, int | None]:
     bank = weight._base
     if isinstance(weight, nn.Parameter) or bank is None:
         return weight, None
-    return bank, (weight.storage_offset() - bank.storage_offset()) // bank.stride(0)
+    return bank, int(weight.storage_offset() - bank.storage_offset()) // bank.stride(0)
 
 
 def _cause(error: BaseException) -> BaseException:
     """What went wrong in one of the processes, out of the wrapping that torch puts around it."""
-    if isinstance(error, dcp.CheckpointException) and error.failures:
+    if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads a state without executing anything in it: torch's own would unpickle whatever its index says."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> dcp.Metadata:
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = _Index(file).load()
-        metadata.storage_meta = metadata.storage_meta or dcp.storage.StorageMeta()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
