@@ -71,6 +71,7 @@ def measure(preset: str, processes: int, seconds: float, repeats: int) -> dict[s
         together = dataclasses.replace(alone, batch_size=BATCH * processes)
         saving = dataclasses.replace(alone, save_every=seconds / 4)
         rates: dict[str, list[float]] = {"together": [], "apart": []}
+        work: dict[str, list[float]] = {"together": [], "apart": []}
         wall: dict[str, list[float]] = {"saving": [], "not": []}
         cpu: dict[str, list[float]] = {"saving": [], "not": []}
         for _ in range(repeats):
@@ -78,6 +79,8 @@ def measure(preset: str, processes: int, seconds: float, repeats: int) -> dict[s
             rates["together"].append(together.batch_size * team[0].steps / team[0].wall)
             apart = _run([(alone, {})] * processes, folder)
             rates["apart"].append(sum(BATCH * spent.steps / spent.wall for spent in apart))
+            for kind, members in (("together", team), ("apart", apart)):
+                work[kind].append(statistics.mean(BATCH * spent.steps / spent.cpu for spent in members))
             for kind, config in (("saving", saving), ("not", alone)):
                 (spent,) = _run([(config, {})], folder)
                 wall[kind].append(spent.wall / spent.steps)
@@ -88,6 +91,8 @@ def measure(preset: str, processes: int, seconds: float, repeats: int) -> dict[s
         "samples_per_second_together": statistics.median(rates["together"]),
         "samples_per_second_side_by_side": statistics.median(rates["apart"]),
         "together_over_side_by_side": statistics.median(rates["together"]) / statistics.median(rates["apart"]),
+        "together_over_side_by_side_per_cpu_second": statistics.median(work["together"])
+        / statistics.median(work["apart"]),
         "state_once_a_minute_wall_share": _share(wall, seconds / 4),
         "state_once_a_minute_cpu_share": _share(cpu, seconds / 4),
         "batch_per_process": BATCH,
