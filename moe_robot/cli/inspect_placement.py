@@ -49,14 +49,14 @@ def inspect_placement(options: Options, folder: Path) -> int:
     training = training_record(folder) or {}
     data = options.data or find_demonstrations(options.checkpoint, folder)
     policy = load_policy(folder, device=str(resolve_device(options.device)))
-    if not isinstance(policy, TellsTokenRoutes):
-        raise UserError(
-            f"{type(policy).__name__} does not tell which token went where (token_routes), which a placement is made of"
-        )
     dataset, split = open_episodes(data, options)
     reason = policy.features.mismatch(dataset.features)
     if reason:
         raise UserError(f"the demonstrations in {data} do not fit the checkpoint {folder}: {reason}")
+    if not isinstance(policy, TellsTokenRoutes):
+        raise UserError(
+            f"{type(policy).__name__} does not tell which token went where (token_routes), which a placement is made of"
+        )
     chosen = choose_frames(dataset, options.frames)
     first = look(policy, dataset, chosen[:1], console)[0]
     experts = len(first.routing.experts)

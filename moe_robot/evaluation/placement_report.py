@@ -101,7 +101,7 @@ def placement_json(
 def _told(outcome: Outcome, here_EN: np.ndarray, experts: Sequence[str], tokens: int) -> dict[str, Any]:
     skew_S = outcome.skew_S()
     return {
-        "devices": [[experts[e] for e in np.flatnonzero(here_E)] for here_E in here_EN.T],
+        "devices": [[experts[int(e)] for e in np.flatnonzero(here_E)] for here_E in here_EN.T],
         "load": [float(load) for load in outcome.load_SN.sum(axis=0) / outcome.routes],
         "skew_mean": float(skew_S.mean()),
         "skew_p95": float(np.quantile(skew_S, 0.95)),
