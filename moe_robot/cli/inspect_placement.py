@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_robot import __version__
-from moe_robot.cli.inspect_checkpoint import training_record
 from moe_robot.cli.inspect_routing import (
     SEED,
     choose_frames,
     find_demonstrations,
     look,
+    looked_at,
     make_folder,
     open_episodes,
 )
@@ -31,7 +30,7 @@ def inspect_placement(options: Options, folder: Path) -> int:
     """Write ``placement.json`` and ``placement.png``, and print the table."""
     from rich.console import Console
 
-    from moe_robot.evaluation.journal import sha256, write_atomically
+    from moe_robot.evaluation.journal import write_atomically
     from moe_robot.evaluation.placement_picture import draw_placement
     from moe_robot.evaluation.placement_report import placement_json
     from moe_robot.training.train import resolve_device
@@ -46,7 +45,6 @@ def inspect_placement(options: Options, folder: Path) -> int:
         if value < least:
             raise UserError(f"{name} is {value}: expected at least {least}")
     console = Console(stderr=options.json)
-    training = training_record(folder) or {}
     data = options.data or find_demonstrations(options.checkpoint, folder)
     policy = load_policy(folder, device=str(resolve_device(options.device)))
     features = policy.features
@@ -74,16 +72,7 @@ def inspect_placement(options: Options, folder: Path) -> int:
         options.batch,
         options.copies,
         SEED,
-        {
-            "moe_robot": __version__,
-            "checkpoint": str(folder),
-            "checkpoint_sha256": sha256(folder / "model.safetensors"),
-            "preset": training.get("preset"),
-            "data": str(data),
-            "data_hash": dataset.content_hash,
-            "split": split,
-            "seed": SEED,
-        },
+        looked_at(folder, data, dataset, split),
     )
     text = json.dumps(report, indent=2) + "\n"
     write_atomically(out / "placement.json", text)

@@ -34,7 +34,7 @@ def inspect_routing(options: Options, folder: Path) -> int:
     """Write ``routing.json``, ``routing.png`` and, where the policy tells which token went where, ``regions.png``."""
     from rich.console import Console
 
-    from moe_robot.evaluation.journal import sha256, write_atomically
+    from moe_robot.evaluation.journal import write_atomically
     from moe_robot.evaluation.routing import routing_json
     from moe_robot.evaluation.routing_picture import draw_routing
     from moe_robot.evaluation.routing_regions import draw_regions
@@ -65,16 +65,7 @@ def inspect_routing(options: Options, folder: Path) -> int:
         frames,
         (training.get("routing") or {}).get("step0"),
         look(fresh, dataset, chosen, console) if fresh is not None else [],
-        {
-            "moe_robot": __version__,
-            "checkpoint": str(folder),
-            "checkpoint_sha256": sha256(folder / "model.safetensors"),
-            "preset": training.get("preset"),
-            "data": str(data),
-            "data_hash": dataset.content_hash,
-            "split": split,
-            "seed": SEED,
-        },
+        looked_at(folder, data, dataset, split),
     )
     text = json.dumps(report, indent=2) + "\n"
     write_atomically(out / "routing.json", text)
@@ -93,6 +84,22 @@ def inspect_routing(options: Options, folder: Path) -> int:
         )
     console.print(f"{out}: {', '.join(files)}", highlight=False)
     return 0
+
+
+def looked_at(folder: Path, data: Path, dataset: Dataset | Mixture, split: str) -> dict[str, Any]:
+    """What a report is of: the policy, and the demonstrations that it was shown."""
+    from moe_robot.evaluation.journal import sha256
+
+    return {
+        "moe_robot": __version__,
+        "checkpoint": str(folder),
+        "checkpoint_sha256": sha256(folder / "model.safetensors"),
+        "preset": (training_record(folder) or {}).get("preset"),
+        "data": str(data),
+        "data_hash": dataset.content_hash,
+        "split": split,
+        "seed": SEED,
+    }
 
 
 def find_demonstrations(checkpoint: Path, folder: Path) -> Path:
