@@ -30,6 +30,7 @@ with RemotePolicy(sys.argv[1], answer_s=60) as robot:
 def test_a_server_that_is_told_to_end_answers_what_was_asked_and_ends_well(serve, write, tmp_path):
     served = serve(write(tmp_path / "slow", delay_s=1.0))
     answers, idle = [], RemotePolicy(served.address, answer_s=60)
+    asked = sum(len(pack(seen_by(i))) for i in range(4))
 
     def ask(i: int) -> None:
         with connect(served.address, proxy=None) as connection:
@@ -40,7 +41,7 @@ def test_a_server_that_is_told_to_end_answers_what_was_asked_and_ends_well(serve
     asking = [threading.Thread(target=ask, args=[i]) for i in range(4)]
     for thread in asking:
         thread.start()
-    wait_until(lambda: served.metric("received_bytes_total") > 3 * 200, "the questions")
+    wait_until(lambda: served.metric("received_bytes_total") >= asked, "the questions")
     served.command.process.send_signal(signal.SIGTERM)
     for thread in asking:
         thread.join()
