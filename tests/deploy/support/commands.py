@@ -63,14 +63,18 @@ class Command:
             text=True,
         )
         self.lines: list[str] = []
+        self.out: list[str] = []
+        """Of these, what came to standard output: the other's lines may come between any two of them."""
         self.readers = [
-            threading.Thread(target=self._read, args=[pipe]) for pipe in (self.process.stdout, self.process.stderr)
+            threading.Thread(target=self._read, args=[self.process.stdout, self.out]),
+            threading.Thread(target=self._read, args=[self.process.stderr, []]),
         ]
         for reader in self.readers:
             reader.start()
 
-    def _read(self, pipe) -> None:
+    def _read(self, pipe, kept: list[str]) -> None:
         for line in pipe:
+            kept.append(line.rstrip("\n"))
             self.lines.append(line.rstrip("\n"))
 
     def says(self, pattern: str) -> re.Match:
@@ -104,8 +108,8 @@ class Command:
         return status
 
     def summary(self) -> dict:
-        begin = self.lines.index("{")
-        return json.loads("\n".join(self.lines[begin : self.lines.index("}") + 1]))
+        begin = self.out.index("{")
+        return json.loads("\n".join(self.out[begin : self.out.index("}") + 1]))
 
 
 @contextmanager
