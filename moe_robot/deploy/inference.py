@@ -130,8 +130,13 @@ def _serve(pipe: Connection, make: Callable[[], Act]) -> None:
     except EOFError:
         pass  # the parent is gone
     except Exception as error:  # whatever a stranger's policy raises is told in one line, and ends it
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        pipe.send(("failed", kind + " ".join(str(error).split())[:LONGEST_REASON]))
+        pipe.send(("failed", in_one_line(error)))
+
+
+def in_one_line(error: Exception) -> str:
+    """What a policy raised, for people; what is not meant for them is named by its kind."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:LONGEST_REASON]
 
 
 def _checked(actions: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the robots on ROS 2 and behind a bridge have in common: an inbox, a connection, and what is told of both."""
+"""What the robots on ROS 2, behind a bridge and in this process have in common: an inbox, and who is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 from moe_robot.deploy.contract import Contract
 from moe_robot.deploy.inbox import Inbox
-from moe_robot.deploy.robot_io import Status
+from moe_robot.deploy.robot_io import GatedCommand, Snapshot, Status
 
 
 class Listener:
@@ -17,6 +17,10 @@ class Listener:
         self._contract, self._inbox = contract, Inbox(contract)
         self._connected = False
         self._simulated: bool | None = None
+
+    def latest(self) -> Snapshot:
+        """The newest of everything in this epoch."""
+        return self._inbox.snapshot()
 
     def now(self) -> float:
         """Seconds, monotonic."""
@@ -35,3 +39,10 @@ class Listener:
     def epoch(self) -> int:
         """Number of the connection, or of the generation of the robot's publishers."""
         return self._inbox.epoch
+
+    def _is_for(self, command: GatedCommand) -> bool:
+        """Whether a command was judged for the robot that is there; one that was not is counted as dropped."""
+        if self._connected and command.epoch == self._inbox.epoch:
+            return True
+        self._inbox.count("commands dropped")
+        return False

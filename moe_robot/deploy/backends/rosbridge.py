@@ -19,7 +19,7 @@ from moe_robot.deploy.backends import rosbridge_wire as wire
 from moe_robot.deploy.backends.listener import Listener
 from moe_robot.deploy.backends.websocket import LastingWebsocket, Timing
 from moe_robot.deploy.contract import Contract
-from moe_robot.deploy.robot_io import GatedCommand, Snapshot
+from moe_robot.deploy.robot_io import GatedCommand
 
 
 class RosbridgeRobot(Listener):
@@ -71,15 +71,10 @@ class RosbridgeRobot(Listener):
             time.sleep(self._timing.farewell_s)
         self._websocket.stop()
 
-    def latest(self) -> Snapshot:
-        """The newest of everything in this epoch."""
-        return self._inbox.snapshot()
-
     def send(self, command: GatedCommand) -> bool:
         """Hand a command to the connection that it was judged for. Only the newest waits, no longer than a step."""
         with self._lock:
-            if not self._connected or command.epoch != self._inbox.epoch:
-                self._inbox.count("commands dropped")
+            if not self._is_for(command):
                 return False
             self._drop_outgoing()
             self._outgoing = command

@@ -13,7 +13,7 @@ from typing import Any
 from moe_robot.deploy import command_messages
 from moe_robot.deploy.backends.listener import Listener
 from moe_robot.deploy.contract import Contract
-from moe_robot.deploy.robot_io import GatedCommand, Snapshot
+from moe_robot.deploy.robot_io import GatedCommand
 from moe_robot.deploy.simulation.node import Outcome, SimNode
 from moe_robot.deploy.simulation.robot import SimulatedRobot, world_options
 from moe_robot.deploy.simulation.server import WAITING, Heard
@@ -63,15 +63,10 @@ class SimRobot(Listener):
             self._thread.join()
         self._connected = False
 
-    def latest(self) -> Snapshot:
-        """The newest of everything in this episode."""
-        return self._inbox.snapshot()
-
     def send(self, command: GatedCommand) -> bool:
         """Have the world obey in its next update."""
         with self._lock:
-            if not self._connected or command.epoch != self._inbox.epoch:
-                self._inbox.count("commands dropped")
+            if not self._is_for(command):
                 return False
             self._heard.extend(command_messages.messages(command.command, self._contract, time.time()).items())
         return True

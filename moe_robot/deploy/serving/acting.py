@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe_robot.deploy.exported import ONNX, ExportedPolicy, is_export
+from moe_robot.deploy.inference import in_one_line
 from moe_robot.deploy.serving.observations import Sensed
 from moe_robot.registry import checkpoint_directory, load_policy
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Features, Observation, UserError, action_chunk
@@ -82,8 +83,7 @@ class ServedPolicy:
             actions = action_chunk(self.policy, Observation(images, arrays.get(STATE), robot.task))
             (answer,) = self._told(np.asarray(actions)[None], 1)
         except Exception as error:  # a stranger's policy may raise anything; the robot is told in one line
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            return kind + " ".join(str(error).split())[:400]
+            return in_one_line(error)
         return answer
 
     def _told(self, actions_BHA: Any, robots: int) -> list[Answer]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_robot.deploy.inference import in_one_line
 from moe_robot.deploy.serving.observations import Sensed
 from moe_robot.deploy.serving.wire import TRUSTED, pack, unpack
 from moe_robot.processes import workers_are_born
@@ -173,8 +174,7 @@ def _work(pipe: Connection, checkpoint: str, device: str, threads: int, largest:
             policy = ServedPolicy(Path(checkpoint), device, threads)
             policy.warm_up(sorted({2, largest} - {1}))
         except Exception as error:  # whatever a stranger's policy raises is told in one line
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            pipe.send_bytes(pack({"failed": kind + " ".join(str(error).split())[:400]}))
+            pipe.send_bytes(pack({"failed": in_one_line(error)}))
             return
         names = ("chunk", "execute", "needs_all", "reads", "sha256")
         about = {name: getattr(policy, name) for name in names} | {"features": policy.features.to_json()}
