@@ -128,7 +128,7 @@ class Dataset:
         for camera, frames in self.frames.items():
             measured = ImageStatistics()
             for row in chosen:
-                measured.add(frames[row[None]][0])
+                measured.add(frames[row[None]])
             statistics[IMAGE_PREFIX + camera] = replace(measured.statistics(), count=len(self))
         return statistics
 

@@ -46,12 +46,14 @@ class ImageStatistics:
         self._histogram = np.zeros((3, 256), dtype=np.int64)
         self._frames = 0
 
-    def add(self, frame: np.ndarray) -> None:
-        """Count the pixels of ``frame``, uint8 (H, W, 3)."""
+    def add(self, frames: Sequence[np.ndarray]) -> None:
+        """Count the pixels of ``frames``, uint8 (H, W, 3) each."""
         for channel in range(3):
-            counts = cv2.calcHist([frame], [channel], None, [256], (0, 256))  # float32: exact up to 2^24 pixels
-            self._histogram[channel] += counts.ravel().astype(np.int64)
-        self._frames += 1
+            counts = np.zeros(256)
+            for frame in frames:
+                counts += cv2.calcHist([frame], [channel], None, [256], (0, 256)).ravel()  # float32: exact to 2^24
+            self._histogram[channel] += counts.astype(np.int64)
+        self._frames += len(frames)
 
     def statistics(self) -> FeatureStatistics:
         """The statistics of all frames added, arrays of shape (3,)."""

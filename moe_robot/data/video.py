@@ -21,10 +21,14 @@ from av.video.reformatter import VideoReformatter
 from moe_robot.types import UserError
 
 CODECS = {
-    "h264": ("libx264", {"g": "2", "bf": "0", "crf": "18", "preset": "superfast"}),
+    "h264": ("libx264", {"g": "2", "bf": "0", "crf": "18", "preset": "ultrafast"}),
     "av1": ("libsvtav1", {"g": "2", "crf": "30", "preset": "10", "svtav1-params": "lp=1"}),
 }
-"""Codec -> encoder and its options. AV1 as LeRobot writes it, on one thread: collection has its own processes."""
+"""Codec -> encoder and its options. AV1 as LeRobot writes it, on one thread: collection has its own processes.
+
+H.264 with x264's fastest preset: PitStop's frames as good (31.8 dB) as with `superfast`, in half the time,
+a third larger.
+"""
 TOLERANCE = 0.25
 """A frame belongs to a time when it is not further away than this part of the time between two frames."""
 
