@@ -126,9 +126,12 @@ def select_tasks(env: Any, names: str) -> tuple[str, ...]:
 
 
 def presets() -> dict[str, Any]:
-    """Preset name -> policy class that has it in its ``presets()``, from the entry points ``moe_robot.policies``."""
+    """Preset name -> policy class that has it in its ``presets()``, from the entry points ``moe_robot.policies``.
+
+    A class without ``presets()`` can be evaluated, deployed and served, and is not for our training.
+    """
     classes = [point.load() for point in entry_points(group=POLICY_GROUP)]
-    return {preset: cls for cls in classes for preset in cls.presets()}
+    return {preset: cls for cls in classes if hasattr(cls, "presets") for preset in cls.presets()}
 
 
 def checkpoint_directory(path: str | Path) -> Path:

@@ -10,6 +10,7 @@ from robots import seen_by
 from moe_robot.cli import bench_serve, main
 from moe_robot.cli.bench_serve_plot import plot
 from moe_robot.deploy.serving.wire import pack
+from moe_robot.registry import presets
 
 FRAMES = [pack(seen_by(i)) for i in range(4)]
 
@@ -66,3 +67,9 @@ def test_the_command_measures_the_mixture_beside_the_dense_network(capsys, tmp_p
     for of in result["network"].values():
         assert all(ms > 0 and math.isfinite(ms) for ms in of["cpu_ms_per_plan"].values())
     assert (tmp_path / "out/serve.png").is_file()
+
+
+def test_a_policy_that_cannot_be_trained_here_leaves_our_presets_alone(mirror):
+    ours = presets()
+    assert {"moe", "dense-active"} <= ours.keys()
+    assert mirror.MirrorPolicy not in ours.values()
