@@ -1,8 +1,9 @@
 """``moe-robot bench train``: what several processes and saved states cost a training run.
 
-Processes of one thread each train together, then as many runs by themselves side by side, in turn; likewise one run
-that saves its state every few seconds and one that never does. The ratio of the medians is what holds on a disturbed
-machine.
+Processes of one thread each train together, then as many runs by themselves side by side, in turn; and as many by
+themselves that only wait for each other after every step, which tells what being in step costs on this machine,
+whatever is sent: processes that do the same at the same moment want the same memory and caches. Likewise one run that
+saves its state every few seconds and one that never does. Ratios of medians are what holds on a disturbed machine.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import os
 import socket
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +26,12 @@ from moe_robot.types import UserError
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
+    from multiprocessing.synchronize import Barrier
 
     from moe_robot.training.config import TrainConfig
 
-BATCH = 32
-"""Samples per step and process."""
+BATCH = 64
+"""Samples per step and process: what `train` takes by default."""
 WARM_UP = 3
 """Steps that are not counted."""
 SIZE = 96
@@ -70,16 +74,18 @@ def measure(preset: str, processes: int, seconds: float, repeats: int) -> dict[s
         )
         together = dataclasses.replace(alone, batch_size=BATCH * processes)
         saving = dataclasses.replace(alone, save_every=seconds / 4)
-        rates: dict[str, list[float]] = {"together": [], "apart": []}
-        work: dict[str, list[float]] = {"together": [], "apart": []}
+        rates: dict[str, list[float]] = {"together": [], "in step": [], "apart": []}
+        work: dict[str, list[float]] = {"together": [], "in step": [], "apart": []}
         wall: dict[str, list[float]] = {"saving": [], "not": []}
         cpu: dict[str, list[float]] = {"saving": [], "not": []}
         for _ in range(repeats):
             team = _run([(together, _team(rank, processes)) for rank in range(processes)], folder)
             rates["together"].append(together.batch_size * team[0].steps / team[0].wall)
+            in_step = _run([(alone, {})] * processes, folder, in_step=True)
             apart = _run([(alone, {})] * processes, folder)
-            rates["apart"].append(sum(BATCH * spent.steps / spent.wall for spent in apart))
-            for kind, members in (("together", team), ("apart", apart)):
+            for kind, members in (("in step", in_step), ("apart", apart)):
+                rates[kind].append(sum(BATCH * spent.steps / spent.wall for spent in members))
+            for kind, members in (("together", team), ("in step", in_step), ("apart", apart)):
                 work[kind].append(statistics.mean(BATCH * spent.steps / spent.cpu for spent in members))
             for kind, config in (("saving", saving), ("not", alone)):
                 (spent,) = _run([(config, {})], folder)
@@ -89,10 +95,12 @@ def measure(preset: str, processes: int, seconds: float, repeats: int) -> dict[s
         "preset": preset,
         "processes": f"{processes} of one thread, on {len(os.sched_getaffinity(0))} cores",
         "samples_per_second_together": statistics.median(rates["together"]),
+        "samples_per_second_side_by_side_in_step": statistics.median(rates["in step"]),
         "samples_per_second_side_by_side": statistics.median(rates["apart"]),
-        "together_over_side_by_side": statistics.median(rates["together"]) / statistics.median(rates["apart"]),
-        "together_over_side_by_side_per_cpu_second": statistics.median(work["together"])
-        / statistics.median(work["apart"]),
+        "together_over_side_by_side": _ratio(rates, "together", "apart"),
+        "together_over_side_by_side_per_cpu_second": _ratio(work, "together", "apart"),
+        "in_step_over_side_by_side": _ratio(rates, "in step", "apart"),
+        "together_over_in_step": _ratio(rates, "together", "in step"),
         "state_once_a_minute_wall_share": _share(wall, seconds / 4),
         "state_once_a_minute_cpu_share": _share(cpu, seconds / 4),
         "batch_per_process": BATCH,
@@ -122,6 +130,10 @@ def write_demonstrations(folder: Path, episodes: int = 12, length: int = 25) -> 
     writer.commit()
 
 
+def _ratio(of: Mapping[str, Sequence[float]], one: str, other: str) -> float:
+    return statistics.median(of[one]) / statistics.median(of[other])
+
+
 def _share(per_step: Mapping[str, Sequence[float]], period: float) -> float:
     """Of the time, when the period between states is a minute: what steps cost more when states are saved."""
     saving, never = (statistics.median(per_step[kind]) for kind in ("saving", "not"))
@@ -132,9 +144,10 @@ def _team(rank: int, size: int) -> dict[str, str]:
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
 
 
-def _run(members: Sequence[tuple[TrainConfig, Mapping[str, str]]], folder: Path) -> list[Spent]:
-    """Start all members at once; what each spent, in their order."""
+def _run(members: Sequence[tuple[TrainConfig, Mapping[str, str]]], folder: Path, in_step: bool = False) -> list[Spent]:
+    """Start all members at once; what each spent, in their order. ``in_step``: they wait for each other."""
     context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(len(members)) if in_step else None
     results: Queue[tuple[int, Spent | str]] = context.Queue()
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -143,7 +156,7 @@ def _run(members: Sequence[tuple[TrainConfig, Mapping[str, str]]], folder: Path)
     with tempfile.TemporaryDirectory(dir=folder) as outs, workers_are_born():
         for number, (config, place) in enumerate(members):
             out = Path(outs) / ("together" if place else str(number))
-            argument = (number, dataclasses.replace(config, out=out), {**address, **place}, results)
+            argument = (number, dataclasses.replace(config, out=out), {**address, **place}, results, barrier)
             processes.append(context.Process(target=_member, args=argument))
             processes[-1].start()
         found = dict(results.get() for _ in members)
@@ -156,13 +169,18 @@ def _run(members: Sequence[tuple[TrainConfig, Mapping[str, str]]], folder: Path)
     return [said for said in spent if isinstance(said, Spent)]
 
 
-def _member(number: int, config: TrainConfig, environment: Mapping[str, str], results: Queue[Any]) -> None:
+def _member(
+    number: int, config: TrainConfig, environment: Mapping[str, str], results: Queue[Any], barrier: Barrier | None
+) -> None:
     os.environ.update(environment)
     from moe_robot.training.train import Progress, train
 
     ticks: list[tuple[int, float, float]] = []
 
     def note(progress: Progress) -> None:
+        if barrier:
+            with suppress(threading.BrokenBarrierError):  # another has ended, or has failed and says so itself
+                barrier.wait()
         ticks.append((progress.step, time.monotonic(), time.process_time()))
 
     try:
@@ -170,6 +188,9 @@ def _member(number: int, config: TrainConfig, environment: Mapping[str, str], re
     except BaseException as error:
         results.put((number, f"a run that was to be measured failed: {error}"))
         return
+    finally:
+        if barrier:
+            barrier.abort()
     if len(ticks) <= WARM_UP + 1:
         results.put((number, f"{len(ticks)} steps in the time: give more --seconds"))
         return

@@ -1,7 +1,8 @@
 """The control loop: sense, ask the policy, pick the action for now, make it a command, and hand it to the safety gate.
 
-It never waits for the policy. Commands go out at a fixed rate; between them it takes the policy's answer as soon as it
-is there, and asks about what has been sensed since. The robot it sees is always behind the gate.
+It never waits for the policy. Commands go out at a fixed rate, soon after the policy's answers; between them it takes
+the answer as soon as it is there, and asks about what all cameras have told since. The robot it sees is always behind
+the gate.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from moe_robot.deploy.contract import Contract
 from moe_robot.deploy.decision import Decision
 from moe_robot.deploy.guard import GuardedRobot
 from moe_robot.deploy.observation import observe
+from moe_robot.deploy.pace import Pace
 from moe_robot.deploy.robot_io import Command, TwistCommand
 from moe_robot.deploy.sync import Sensed
 from moe_robot.deploy.timings import Timings
@@ -81,9 +83,10 @@ class ControlLoop:
         self._robot, self._contract, self._policy, self._task = robot, contract, policy, task
         self._buffer = plan or ChunkBuffer(contract.period_s, contract.max_command_age_s, decay)
         self._beginning = self._asked_since = (0, 0, task)  # numbers of a connection and of an enabling
-        self._answered, self._asked_about = math.inf, -math.inf
-        self._seen: tuple[int, tuple[float, ...]] | None = None
+        self._answered = math.inf
+        self._asked_about: tuple[int, dict[str, float]] = (-1, {})  # the connection, and when each picture was sensed
         self._twist: np.ndarray | None = None
+        self._pace = Pace(contract.period_s, robot.now())
         self.timings = Timings()
 
     def instruct(self, task: str) -> None:
@@ -96,14 +99,13 @@ class ControlLoop:
         on_step: Callable[[Step], None] = lambda step: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """One step per control period until ``stop()``. Steps that were missed are left out, never hurried after."""
-        period, due = self._contract.period_s, self._robot.now()
+        """One step per control period until ``stop()``, in the phase that :class:`Pace` finds."""
+        pace = self._pace = Pace(self._contract.period_s, self._robot.now())
         while not stop():
-            self._wait(due, sleep)
-            self.timings.add("late", max(self._robot.now() - due, 0.0))
+            self._wait(pace.due, sleep)
+            self.timings.add("late", max(self._robot.now() - pace.due, 0.0))
             on_step(self.step())
-            due += period
-            due += period * max(math.floor((self._robot.now() - due) / period), 0)
+            pace.next(self._robot.now())
 
     def step(self) -> Step:
         """One control step, now."""
@@ -147,9 +149,7 @@ class ControlLoop:
         self._listen(now)
         if self._policy.ready:  # else what is sensed need not be looked at
             sensed = self._robot.look()
-            seen = tuple(part.sensed for part in sensed.images.values() or (sensed.newest,) if part)
-            if (sensed.epoch, seen) != self._seen:  # an observation is not made for nothing many times a step
-                self._seen = sensed.epoch, seen
+            if self._is_new(sensed):  # an observation is not made for nothing many times a step
                 self._begin_anew_if_needed(sensed, now)
                 self._ask(sensed)
 
@@ -164,13 +164,25 @@ class ControlLoop:
         chunk = self._policy.answer()
         if chunk is not None:
             self.timings.add("observation to answer", now - chunk.observed)
+            self._pace.answered(chunk.observed, now)
             if self._asked_since == self._beginning:
                 self._buffer.add(chunk)
 
     def _ask(self, sensed: Sensed) -> None:
+        if not self._is_new(sensed):
+            return
         seen = observe(sensed, self._contract, self._beginning[2])
-        if seen and seen[1] != self._asked_about and self._policy.ask(*seen):
-            self._asked_since, self._asked_about = self._beginning, seen[1]
+        if seen and self._policy.ask(*seen):
+            self._asked_since, self._asked_about = self._beginning, (sensed.epoch, _times(sensed))
+
+    def _is_new(self, sensed: Sensed) -> bool:
+        """Whether every camera has told something since the policy was asked last.
+
+        Pictures of one moment come one after the other: of a new and an old one no observation is made.
+        """
+        epoch, before = self._asked_about
+        times = _times(sensed)
+        return epoch != sensed.epoch or all(time > before.get(name, -math.inf) for name, time in times.items())
 
     def _command(self, action: tuple[np.ndarray, float] | None, sensed: Sensed) -> Command | None:
         if action is None or sensed.newest is None:
@@ -187,3 +199,9 @@ class ControlLoop:
             self._robot.trip("policy", self._policy.failure)
         elif silent > self._contract.max_command_age_s:
             self._robot.trip("policy", f"it gave no action for {silent:.3f} s")
+
+
+def _times(sensed: Sensed) -> dict[str, float]:
+    """When what an observation is made of was sensed: the pictures, or the joint state of a robot without cameras."""
+    parts = sensed.images or {"": sensed.newest}
+    return {name: part.sensed for name, part in parts.items() if part}

@@ -37,6 +37,8 @@ class MoEFeedForward(nn.Module):
             feed-forward network: any module (R, D) -> (R, D). One with ``takes_segments`` is called with the rows of
             whole segments and their segment ids; one with ``accepts`` (names of modalities) gets only tokens of these.
         shared: always-on experts beside the routed ones (DeepSeekMoE, Dai et al. 2024, eq. 9); their outputs are added.
+        scale: what the routed experts' sum is multiplied by (``routed_scaling_factor`` of DeepSeek-V2 and V3). Weights
+            that sum to 1 make an average of K experts, where one dense network of their width makes a sum: K undoes it.
 
     Raises:
         ValueError: for a role among ``kinds`` that has no experts, or a gate that does not fit.
@@ -52,6 +54,7 @@ class MoEFeedForward(nn.Module):
         activation: Activation = "swiglu",
         kinds: Mapping[str, type[nn.Module]] | None = None,
         shared: int = 0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         roles, kinds = expert_roles(experts), kinds or {}
@@ -71,6 +74,7 @@ class MoEFeedForward(nn.Module):
         else:
             self.experts = ExpertBank(len(roles), width, hidden, activation)
         self.shared = FeedForwardExpert(width, shared * hidden, activation) if shared else None
+        self.scale = scale
         self.execute: Execute = execute
         """How tokens reach their experts; another way can be put here, such as :func:`execute_everywhere`."""
 
@@ -96,4 +100,6 @@ class MoEFeedForward(nn.Module):
         """
         plan = self.router(x_TD if reads_TD is None else reads_TD, modality_T, available, units, place_T=place_T)
         y_TD = self.execute(plan, x_TD, self.experts, segment_T)
+        if self.scale != 1.0:
+            y_TD = y_TD * self.scale
         return (y_TD if self.shared is None else y_TD + self.shared(x_TD)), plan

@@ -66,8 +66,9 @@ class Team:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(policy, names)
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its successor is of torch 2.15
         self.model = DistributedDataParallel(
-            policy, process_group=self.averaging, broadcast_buffers=False, find_unused_parameters=True
-        )
+            policy, process_group=self.averaging, broadcast_buffers=False, find_unused_parameters=True,
+            gradient_as_bucket_view=True,  # gradients are sent from where they are made
+        )  # fmt: skip
 
     def _divide_experts(self, policy: nn.Module) -> None:
         layers = [module for module in policy.modules() if isinstance(module, MoEFeedForward)]

@@ -62,6 +62,9 @@ class PolicyConfig:
     needs routing_unit segment."""
     shared_experts: int = 0
     """Always-on experts beside those that the gate chooses."""
+    routed_scale: float = 1.0
+    """What the sum of the chosen experts is multiplied by. Their weights sum to 1, so it is an average; K makes it as
+    large as the output of one dense network of their widths together."""
     moe_every: int = 1
     """Experts in every n-th feed-forward layer, beginning with the entry layer; dense-active ones between."""
 
@@ -181,6 +184,8 @@ class PolicyConfig:
         for mode in self.normalisation.values():
             if mode not in get_args(Normalisation):
                 raise unknown("normalisation", str(mode), get_args(Normalisation))
+        if not 0 < self.routed_scale < 1000:
+            raise UserError(f"policy config: routed_scale is {self.routed_scale}, expected above 0 and below 1000")
         if not 0 <= self.sensor_dropout < 1:
             raise UserError(f"policy config: sensor_dropout is {self.sensor_dropout}, expected at least 0 and below 1")
         self._check_gate()

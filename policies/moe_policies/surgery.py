@@ -49,9 +49,10 @@ def fill_from_dense(sparse: Network, dense: Network) -> None:
     state = _with_common(sparse, dense)
     for name, module in sparse.named_modules():
         if isinstance(module, MoEFeedForward):
-            ffn = dense.get_submodule(name)
+            of_expert = dense.get_submodule(name).state_dict()
+            of_expert["out.weight"] = of_expert["out.weight"] / module.scale
             for e in range(len(module.experts)):
-                state |= {f"{name}.experts.{e}.{key}": value.clone() for key, value in ffn.state_dict().items()}
+                state |= {f"{name}.experts.{e}.{key}": value.clone() for key, value in of_expert.items()}
     try:
         sparse.load_state_dict(state)
     except RuntimeError as error:
@@ -87,7 +88,8 @@ def fill_from_choice(small: Network, full: Network, plans: Sequence[Sequence[Rou
     for layer, (plan, *_) in zip(full.moe_layers, plans, strict=True):
         assert isinstance(layer.experts, ExpertBank)
         inner_EPD, outer_EDH = layer.experts.stacked()
-        parts = [(inner_EPD[e], w * outer_EDH[e]) for e, w in zip(plan.ids_TK[0], plan.weights_TK[0], strict=True)]
+        weights_K = plan.weights_TK[0] * layer.scale
+        parts = [(inner_EPD[e], w * outer_EDH[e]) for e, w in zip(plan.ids_TK[0], weights_K, strict=True)]
         if layer.shared is not None:
             parts.append((layer.shared.gate_up.weight, layer.shared.out.weight))
         merged = _merged(parts, layer.experts.activation)

@@ -150,7 +150,7 @@ class FeedForward(nn.Module):
             kinds = {role: EXPERT_KINDS[kind] for role, kind in config.expert_kinds.items() if kind != "mlp"}
             self.layer = MoEFeedForward(
                 config.width, config.hidden, config.experts, MODALITIES, gate, config.activation, kinds,
-                config.shared_experts,
+                config.shared_experts, config.routed_scale,
             )  # fmt: skip
         else:
             self.layer = FeedForwardExpert(config.width, config.dense_hidden, config.activation)

@@ -139,7 +139,7 @@ def test_a_loop_that_was_late_leaves_steps_out_and_does_not_hurry(pitstop):
         stage.robot.advance(late[len(begun) - 1])
 
     stage.loop.run(lambda: len(begun) == 6, on_step, stage.robot.advance)
-    np.testing.assert_allclose(np.diff(begun), [0.1, 0.1, 0.35, 0.05, 0.1], atol=0.006)
+    np.testing.assert_allclose(np.diff(begun), [0.1, 0.1, 0.35, 0.05, 0.1], atol=0.011)  # a tick, and what Pace moves
     assert stage.loop.timings.summary()["late"]["max"] == pytest.approx(0.05, abs=0.006)
     assert {"sense", "decide", "gate and send", "step", "late"} <= set(stage.loop.timings.summary())
 
@@ -258,9 +258,27 @@ def test_a_picture_that_comes_between_two_steps_is_answered_at_the_next(pitstop,
     ages = [step.at - step.observed for step in steps if step.observed is not None]
     assert len(ages) >= 6
     assert max(ages) == pytest.approx(0.08, abs=0.005)  # asked only at steps it would be 0.18
-    np.testing.assert_allclose(np.diff([step.at for step in steps]), 0.1, atol=1e-6)
+    assert ages[-1] == pytest.approx(0.07, abs=0.005)  # the loop comes nearer to the answers
+    np.testing.assert_allclose(np.diff([step.at for step in steps]), 0.1, atol=0.006)
     assert np.diff(sent).max() == 1  # between steps nothing is sent
     assert stage.loop.timings.summary()["observation to command"]["max"] == pytest.approx(0.08, abs=0.005)
+
+
+def test_of_a_new_and_an_old_picture_no_observation_is_made(pitstop, monkeypatch):
+    monkeypatch.setattr(fake, "TICK_S", 0.001)
+    slow = replace(pitstop.cameras["wrist"], rate_hz=4.0, max_age_s=0.6)
+    asked = []
+
+    class Noting(Timed):
+        def ask(self, observation, observed):
+            asked.append(observed)
+            return super().ask(observation, observed)
+
+    stage = Stage(replace(pitstop, cameras=pitstop.cameras | {"wrist": slow}, max_skew_s=0.5), None)
+    stage.loop._policy = Noting(stage.robot, 0.01)
+    stage.loop.run(lambda: stage.robot.now() > 2.0, lambda step: stage.guard.beat(), stage.robot.advance)
+    assert 7 <= len(asked) <= 9  # as often as the slower camera tells something
+    assert np.diff(asked) == pytest.approx(0.25, abs=0.11)
 
 
 def test_timings_are_percentiles_of_what_was_added():

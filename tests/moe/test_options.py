@@ -267,6 +267,16 @@ def test_a_shared_expert_runs_for_every_token():
     assert_close(y - execute(plan, x, layer.experts), layer.shared(x), rtol=1e-4, atol=1e-5)
 
 
+def test_scaled_by_k_an_average_of_k_experts_is_the_sum_that_one_wide_network_makes():
+    torch.manual_seed(0)
+    layer = MoEFeedForward(D, 8, {"any": 2}, ("any",), shared=1, scale=2.0)
+    with torch.no_grad():
+        layer.router.weight_ED.zero_()  # so that both have the weight 1/2
+    x = torch.randn(9, D)
+    y, _ = layer(x, torch.zeros(9, dtype=torch.int64))
+    assert_close(y, layer.experts[0](x) + layer.experts[1](x) + layer.shared(x), rtol=1e-4, atol=1e-5)
+
+
 # --- what cannot be
 
 

@@ -23,7 +23,9 @@ def acting(batch, **changes):
 
 
 @pytest.mark.parametrize("preset", ["dense-active", "dense-total"])
-@pytest.mark.parametrize("overrides", [{}, {"experts_per_token": 3}, {"experts": {"vision": 4, "language": 1}}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"experts_per_token": 3}, {"experts": {"vision": 4, "language": 1}}, {"routed_scale": 2.5}]
+)
 def test_an_upcycled_policy_acts_like_the_dense_one_until_it_learns(features, statistics, batch, preset, overrides):
     dense = make(features, statistics, preset)
     with torch.no_grad():
@@ -58,7 +60,13 @@ def test_what_cannot_be_upcycled_is_refused(features, statistics, preset, overri
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"experts_per_token": 3}, {"activation": "geglu", "shared_experts": 1}, {"activation": "relu"}]
+    "overrides",
+    [
+        {},
+        {"experts_per_token": 3},
+        {"activation": "geglu", "shared_experts": 1, "routed_scale": 2.5},
+        {"activation": "relu"},
+    ],
 )
 def test_what_an_instruction_uses_is_cut_out_and_acts_the_same(features, statistics, batch, tmp_path, overrides):
     full = make(features, statistics, routing_unit="instruction", **overrides)
