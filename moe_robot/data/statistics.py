@@ -46,8 +46,8 @@ class ImageStatistics:
         self._histogram = np.zeros((3, 256), dtype=np.int64)
         self._frames = 0
 
-    def add(self, frames: Sequence[np.ndarray]) -> None:
-        """Count the pixels of ``frames``, uint8 (H, W, 3) each."""
+    def add(self, frames: np.ndarray | Sequence[np.ndarray]) -> None:
+        """Count the pixels of ``frames``, each uint8 (H, W, 3)."""
         for channel in range(3):
             counts = np.zeros(256)
             for frame in frames:
