@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
@@ -140,6 +141,12 @@ def checkpoint_directory(path: str | Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise UserError(f"no checkpoint at {path}: expected a folder with config.json, or a training run with checkpoint/")
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, in hex: what tells one checkpoint's weights from another's."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_policy(path: str | Path, device: str = "cpu") -> Any:

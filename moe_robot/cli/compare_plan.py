@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from moe_robot.cli.compare_entries import TRAINING, Entry
 from moe_robot.cli.train import is_trained
-from moe_robot.evaluation.journal import sha256
 from moe_robot.evaluation.knockouts import knockout_key
-from moe_robot.registry import checkpoint_directory, parse_options, presets, unknown
+from moe_robot.registry import checkpoint_directory, parse_options, presets, sha256, unknown
 from moe_robot.types import UserError
 
 if TYPE_CHECKING:

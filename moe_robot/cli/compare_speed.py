@@ -10,10 +10,10 @@ from typing import Any
 
 from moe_robot.cli.compare_entries import Entry
 from moe_robot.cli.compare_plan import Trial, preset_class, read_json, settings
-from moe_robot.evaluation.journal import sha256, write_atomically
+from moe_robot.evaluation.journal import write_atomically
 from moe_robot.evaluation.report import machine
 from moe_robot.evaluation.results import versions
-from moe_robot.registry import checkpoint_directory, load_policy, make_environment, parse_options
+from moe_robot.registry import checkpoint_directory, load_policy, make_environment, parse_options, sha256
 from moe_robot.types import UserError
 
 

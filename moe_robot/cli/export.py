@@ -37,8 +37,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Capture, write, try, and say what was written."""
-    from moe_robot.evaluation.journal import sha256
-    from moe_robot.registry import checkpoint_directory, load_policy
+    from moe_robot.registry import checkpoint_directory, load_policy, sha256
 
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"{options.out} is not empty: choose a new folder for --out, so that nothing is overwritten")

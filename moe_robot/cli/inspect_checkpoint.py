@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_robot.registry import load_policy
+from moe_robot.registry import load_policy, sha256
 from moe_robot.types import Cost, Costed, UserError
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """What a checkpoint is, as a plain dict: the policy is loaded, so what is said here also works."""
-    from moe_robot.evaluation.journal import sha256
 
     try:
         policy = load_policy(folder)

@@ -14,7 +14,7 @@ import numpy as np
 from moe_robot import __version__
 from moe_robot.cli.inspect_checkpoint import training_record
 from moe_robot.cli.selection import open_selected
-from moe_robot.registry import load_policy, presets
+from moe_robot.registry import load_policy, presets, sha256
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Observation, TellsTokenRoutes, UserError
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ def inspect_routing(options: Options, folder: Path) -> int:
 
 def looked_at(folder: Path, data: Path, dataset: Dataset | Mixture, split: str) -> dict[str, Any]:
     """What a report is of: the policy, and the demonstrations that it was shown."""
-    from moe_robot.evaluation.journal import sha256
 
     return {
         "moe_robot": __version__,

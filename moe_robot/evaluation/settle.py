@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_robot.evaluation.checks import check_instructions
-from moe_robot.evaluation.journal import sha256
 from moe_robot.evaluation.results import Setup, versions
 from moe_robot.evaluation.roles import SHUFFLED
 from moe_robot.processes import Rank
-from moe_robot.registry import environment_features, environment_id, make_environment, select_tasks
+from moe_robot.registry import environment_features, environment_id, make_environment, select_tasks, sha256
 from moe_robot.types import UserError
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ def fingerprint(config: TrainConfig, data_hash: str) -> dict[str, Any]:
     begun = None
     if config.upcycle:
         weights = registry.checkpoint_directory(config.upcycle) / "model.safetensors"
-        begun = hashlib.sha256(weights.read_bytes()).hexdigest()
+        begun = registry.sha256(weights)
     return json.loads(json.dumps({**fixed, "data_sha256": data_hash, "upcycled_sha256": begun}))
 
 

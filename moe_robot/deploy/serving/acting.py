@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from moe_robot.deploy.exported import ONNX, ExportedPolicy, is_export
 from moe_robot.deploy.inference import in_one_line
 from moe_robot.deploy.serving.observations import Sensed
-from moe_robot.registry import checkpoint_directory, load_policy
+from moe_robot.registry import checkpoint_directory, load_policy, sha256
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Features, Observation, UserError, action_chunk
 
 Answer = np.ndarray | str
@@ -48,7 +47,7 @@ class ServedPolicy:
             self.reads = getattr(config, "text", "") != "none"
             self.needs_all = not getattr(config, "sensor_dropout", 0)
             self._takes_batches = hasattr(self.policy, "predict_action_chunk")
-        self.sha256 = _sha256(weights) if weights.is_file() else ""
+        self.sha256 = sha256(weights) if weights.is_file() else ""
         self.features: Features = self.policy.features
         self._only = getattr(config, "only_instruction", "") or UNSAID
         (trial,) = self.answer([self._black()])
@@ -118,8 +117,3 @@ def _trained(folder: Path, device: str, threads: int) -> Any:
 
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) - 1))  # one is left to the connections
     return policy
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
