@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moe_robot.processes import workers_are_born
 from moe_robot.types import UserError
@@ -49,6 +49,14 @@ class Spent:
     """
 
     steps: int
+    wall: float
+    cpu: float
+
+
+class Tick(NamedTuple):
+    """The end of a step: its number, the time, and the processor time that the process has spent, both in seconds."""
+
+    step: int
     wall: float
     cpu: float
 
@@ -145,10 +153,14 @@ def _team(rank: int, size: int) -> dict[str, str]:
 
 
 def _run(members: Sequence[tuple[TrainConfig, Mapping[str, str]]], folder: Path, in_step: bool = False) -> list[Spent]:
-    """Start all members at once; what each spent, in their order. ``in_step``: they wait for each other."""
+    """Start all members at once; what each spent while all were at it, in their order.
+
+    They wait for each other at the end of the warm-up, and with ``in_step`` after every step: what one does while
+    others load or have ended is quicker, and is not counted.
+    """
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(len(members)) if in_step else None
-    results: Queue[tuple[int, Spent | str]] = context.Queue()
+    barrier = context.Barrier(len(members))
+    results: Queue[tuple[int, list[Tick] | str]] = context.Queue()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
@@ -156,43 +168,55 @@ def _run(members: Sequence[tuple[TrainConfig, Mapping[str, str]]], folder: Path,
     with tempfile.TemporaryDirectory(dir=folder) as outs, workers_are_born():
         for number, (config, place) in enumerate(members):
             out = Path(outs) / ("together" if place else str(number))
-            argument = (number, dataclasses.replace(config, out=out), {**address, **place}, results, barrier)
-            processes.append(context.Process(target=_member, args=argument))
+            config = dataclasses.replace(config, out=out)
+            arguments = (number, config, {**address, **place}, results, barrier, in_step)
+            processes.append(context.Process(target=_member, args=arguments))
             processes[-1].start()
         found = dict(results.get() for _ in members)
         for process in processes:
             process.join()
-    spent = [found[number] for number in range(len(members))]
-    for said in spent:
+    ticks: list[list[Tick]] = []
+    for number in range(len(members)):
+        said = found[number]
         if isinstance(said, str):
             raise UserError(said)
-    return [said for said in spent if isinstance(said, Spent)]
+        ticks.append(said[WARM_UP:])
+    if not all(ticks):
+        raise UserError("no step after the warm-up: give more --seconds")
+    return _spent(ticks)
+
+
+def _spent(ticks: Sequence[Sequence[Tick]]) -> list[Spent]:
+    """What each spent until the first of them ended."""
+    end = min(of[-1].wall for of in ticks)
+    spent = []
+    for of in ticks:
+        first, last = of[0], max((tick for tick in of if tick.wall <= end), key=lambda tick: tick.wall, default=of[0])
+        if last.step == first.step:
+            raise UserError("no step after the warm-up: give more --seconds")
+        spent.append(Spent(last.step - first.step, last.wall - first.wall, last.cpu - first.cpu))
+    return spent
 
 
 def _member(
-    number: int, config: TrainConfig, environment: Mapping[str, str], results: Queue[Any], barrier: Barrier | None
-) -> None:
+    number: int, config: TrainConfig, environment: Mapping[str, str], results: Queue[Any], barrier: Barrier,
+    in_step: bool,
+) -> None:  # fmt: skip
     os.environ.update(environment)
     from moe_robot.training.train import Progress, train
 
-    ticks: list[tuple[int, float, float]] = []
+    ticks: list[Tick] = []
 
     def note(progress: Progress) -> None:
-        if barrier:
+        if in_step or len(ticks) == WARM_UP:
             with suppress(threading.BrokenBarrierError):  # another has ended, or has failed and says so itself
                 barrier.wait()
-        ticks.append((progress.step, time.monotonic(), time.process_time()))
+        ticks.append(Tick(progress.step, time.monotonic(), time.process_time()))
 
     try:
         train(config, note)
+        results.put((number, ticks))
     except BaseException as error:
         results.put((number, f"a run that was to be measured failed: {error}"))
-        return
     finally:
-        if barrier:
-            barrier.abort()
-    if len(ticks) <= WARM_UP + 1:
-        results.put((number, f"{len(ticks)} steps in the time: give more --seconds"))
-        return
-    (first, began, before), (last, ended, after) = ticks[WARM_UP], ticks[-1]
-    results.put((number, Spent(last - first, ended - began, after - before)))
+        barrier.abort()
