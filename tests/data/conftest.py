@@ -1,7 +1,5 @@
 """Puts the tests' own environment and sample episodes where Python finds them, in workers and command lines too."""
 
-import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -12,14 +10,8 @@ sys.path.insert(0, str(PLUGIN))  # at import: test modules import from it; spawn
 
 
 @pytest.fixture(autouse=True, scope="session")
-def pointworld():
-    """The environment registered here, and PYTHONPATH set so that processes started by a command line find it."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), before]))
-    module = importlib.import_module("pointworld")
-    module.register()
-    yield module
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+def pointworld(plugged_in):
+    """The environment registered here, and found by processes that a command line starts."""
+    with plugged_in(PLUGIN) as module:
+        module.register()
+        yield module

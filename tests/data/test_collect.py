@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -181,33 +180,15 @@ def test_kill_minus_nine_loses_no_finished_episode(tmp_path, kills):
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.full)])
-def test_workers_that_are_killed_lose_no_slot(tmp_path, kills):
-    chance, over, done, killed = random.Random(9), threading.Event(), 0, 0
+def test_workers_that_are_killed_lose_no_slot(tmp_path, kills, reaper):
     slow = {"slow": 0.002}
+    with reaper(kills, every=2, within_s=0.1, seed=9) as deaths:
 
-    def note(step):
-        nonlocal done
-        done = step.done
+        def note(step):
+            deaths.done = step.done
 
-    def kill_now_and_then():
-        nonlocal killed
-        while killed < kills and not over.is_set():
-            before = done
-            while done < before + 2 and not over.is_set():
-                time.sleep(0.005)
-            time.sleep(chance.uniform(0.0, 0.1))
-            if victims := multiprocessing.active_children():
-                chance.choice(victims).kill()
-                killed += 1
-
-    reaper = threading.Thread(target=kill_now_and_then)
-    reaper.start()
-    try:
         report = collect(ENV, "all", 8 * kills, 10, tmp_path / "killed", options=slow, workers=2, progress=note)
-    finally:
-        over.set()
-        reaper.join()
-    assert killed == kills
+    assert deaths.killed == kills
     assert report.episodes == report.collected == 3 * 8 * kills
     collect(ENV, "all", 8 * kills, 10, tmp_path / "whole", options=slow)
     assert fingerprints(tmp_path / "killed") == fingerprints(tmp_path / "whole")

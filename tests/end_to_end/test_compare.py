@@ -1,6 +1,5 @@
 """``moe-robot compare`` for real, small: a world of arrays, two presets, a few steps; what is kept and what refused."""
 
-import importlib
 import json
 import os
 import signal
@@ -19,15 +18,11 @@ ENTRIES = ["--entries", f"moe=moe:{SMALL}", f"dense=dense-active:{SMALL}"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def pointworld():
+def pointworld(plugged_in):
     """The tests' tiny world, here and in processes that a test starts."""
-    sys.path.insert(0, str(PLUGIN))
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), before]))
-    importlib.import_module("pointworld").register()
-    yield
-    sys.path.remove(str(PLUGIN))
-    os.environ["PYTHONPATH"] = before or ""
+    with plugged_in(PLUGIN) as module:
+        module.register()
+        yield
 
 
 @pytest.fixture(scope="module")

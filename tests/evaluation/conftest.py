@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +19,10 @@ STEP0 = {"vision": {"vision": 0.9, "language": 0.1}, "language": {"vision": 0.3,
 
 
 @pytest.fixture(autouse=True, scope="session")
-def signpost():
-    """The plug-in on ``sys.path`` (spawned workers inherit it) and on PYTHONPATH (for command lines)."""
-    sys.path.insert(0, str(PLUGIN))
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), before]))
-    yield importlib.import_module("signpost")
-    sys.path.remove(str(PLUGIN))
-    os.environ["PYTHONPATH"] = before or ""
+def signpost(plugged_in):
+    """The plug-in of these tests."""
+    with plugged_in(PLUGIN) as module:
+        yield module
 
 
 @pytest.fixture

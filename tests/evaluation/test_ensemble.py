@@ -1,12 +1,8 @@
 """One network for many environments: the same episodes, whoever plays them and whoever dies."""
 
 import json
-import multiprocessing
-import random
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
@@ -42,38 +38,19 @@ def test_answered_together_the_episodes_are_those_of_a_policy_asked_alone(save, 
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.full)])
-def test_neither_the_number_of_processes_nor_their_deaths_change_one_bit(save, tmp_path, kills):
+def test_neither_the_number_of_processes_nor_their_deaths_change_one_bit(save, tmp_path, reaper, kills):
     folder, played = save(), {"environment": "signpost", "episodes": 4 * kills, "envs": 5}
     quiet = evaluate(folder, out=tmp_path / "quiet", workers=1, **played)
-    killed, over, done = [], threading.Event(), 0
-    chance = random.Random(7)
+    with reaper(kills, every=2, within_s=0.05, seed=7) as deaths:
 
-    def count(episode, finished, total):
-        nonlocal done
-        done = finished
+        def count(episode, finished, total):
+            deaths.done = finished
 
-    def kill_now_and_then():
-        while len(killed) < kills and not over.is_set():
-            before = done
-            while done < before + 2 and not over.is_set():
-                time.sleep(0.002)
-            time.sleep(chance.uniform(0.0, 0.05))
-            if victims := multiprocessing.active_children():
-                victim = chance.choice(victims)
-                victim.kill()
-                killed.append(victim.pid)
-
-    reaper = threading.Thread(target=kill_now_and_then)
-    reaper.start()
-    try:
         slow = {"slow_s": 0.002}
         disturbed = evaluate(
             folder, out=tmp_path / "killed", workers=2, progress=count, environment_options=slow, **played
         )
-    finally:
-        over.set()
-        reaper.join()
-    assert len(killed) == kills
+    assert deaths.killed == kills
     assert disturbed.episodes == quiet.episodes
     assert bits(disturbed) == bits(quiet)
     lines = (tmp_path / "killed/episodes.jsonl").read_text().splitlines()[1:]

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -120,42 +119,17 @@ def test_torchrun_gives_the_report_of_one_process(checkpoint, tmp_path, told):
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.full)])
 def test_local_workers_that_are_killed_lose_nothing_and_count_nothing_twice(
-    checkpoint, tmp_path, told, signpost, kills
+    checkpoint, tmp_path, told, signpost, reaper, kills
 ):
     played = {"episodes": 5 * kills, "policy_factory": signpost.SignpostPolicy.from_pretrained}
-    killed, done, over = 0, 0, threading.Event()
-    chance = random.Random(11)
+    with reaper(kills, every=4, within_s=0.05, seed=11) as deaths:
 
-    def count(episode, finished, total):
-        nonlocal done
-        done = finished
+        def count(episode, finished, total):
+            deaths.done = finished
 
-    def kill_now_and_then():
-        nonlocal killed
-        while killed < kills and not over.is_set():
-            before = done
-            while done < before + 4 and not over.is_set():
-                time.sleep(0.03)
-            time.sleep(chance.uniform(0.0, 0.05))
-            if victims := multiprocessing.active_children():
-                chance.choice(victims).kill()
-                killed += 1
-
-    reaper = threading.Thread(target=kill_now_and_then)
-    reaper.start()
-    try:
-        evaluate(
-            checkpoint,
-            out=tmp_path / "killed",
-            workers=2,
-            progress=count,
-            environment_options={"slow_s": 0.005},
-            **played,
-        )
-    finally:
-        over.set()
-        reaper.join()
-    assert killed == kills
+        slow = {"slow_s": 0.005}
+        evaluate(checkpoint, out=tmp_path / "killed", workers=2, progress=count, environment_options=slow, **played)
+    assert deaths.killed == kills
     assert len(finished_lines(tmp_path / "killed")) == 3 * 5 * kills
     evaluate(checkpoint, out=tmp_path / "alone", environment_options={"slow_s": 0.005}, **played)
     assert told(tmp_path / "killed") == told(tmp_path / "alone")

@@ -1,9 +1,7 @@
 """A policy whose plans tell what they were made of, served by ``moe-robot serve`` in a process of its own."""
 
-import importlib
 import json
 import os
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,14 +12,10 @@ PLUGIN = Path(__file__).parent / "plugin"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def mirror():
-    """The plug-in where Python finds it, in processes too; gone after the module, so that no other test finds it."""
-    sys.path.insert(0, str(PLUGIN))
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGIN), before]))
-    yield importlib.import_module("mirror")
-    sys.path.remove(str(PLUGIN))
-    os.environ["PYTHONPATH"] = before or ""
+def mirror(plugged_in):
+    """The plug-in of these tests; gone after the module, so that no other test finds it."""
+    with plugged_in(PLUGIN) as module:
+        yield module
 
 
 def write_checkpoint(folder: Path, **config) -> Path:
