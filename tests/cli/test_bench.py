@@ -7,8 +7,8 @@ import pytest
 from torch import nn
 
 from moe_robot.cli import main
-from moe_robot.cli.bench_moe import Ratio
-from moe_robot.cli.bench_moe_peers import Contender, contenders
+from moe_robot.cli.bench.moe import Ratio
+from moe_robot.cli.bench.moe_peers import Contender, contenders
 
 SMALL = ["bench", "moe", "--width", "16", "--hidden", "8", "--experts", "4", "--seconds", "0.01"]
 
@@ -45,7 +45,7 @@ def test_a_peer_that_does_not_run_in_a_number_format_is_left_out_with_its_reason
         layers["picky"] = Contender(bank, lambda x_TD: bank(x_TD.float()))
         return layers, missing
 
-    monkeypatch.setattr("moe_robot.cli.bench_moe_peers.contenders", with_a_picky_one)
+    monkeypatch.setattr("moe_robot.cli.bench.moe_peers.contenders", with_a_picky_one)
     for dtype, said in (("float32", None), ("bfloat16", "left out: does not run in bfloat16 (mat1 and mat2")):
         assert main([*SMALL, "--tokens", "8", "--dtype", dtype, "--json"]) == 0
         for row in json.loads(capsys.readouterr().out)["rows"]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from moe_robot.cli import bench_data, main
+from moe_robot.cli import main
+from moe_robot.cli.bench import data as bench_data
 from moe_robot.types import UserError
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from moe_robot.cli import bench_deploy, main
+from moe_robot.cli import main
+from moe_robot.cli.bench import deploy as bench_deploy
 
 
 def test_every_number_is_there_and_frames_are_answered(monkeypatch, capsys):

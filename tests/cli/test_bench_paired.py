@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from moe_robot.cli import bench_paired, main
+from moe_robot.cli import main
+from moe_robot.cli.bench import paired as bench_paired
 from moe_robot.types import UserError
 
 TASKS = "press_red,pick_red_cube"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_robot.cli.bench_train import Spent, Tick, _spent
+from moe_robot.cli.bench.train import Spent, Tick, _spent
 from moe_robot.types import UserError
 
 

@@ -4,7 +4,7 @@ import lockstep
 import pytest
 
 from moe_robot.cli.bench import Options
-from moe_robot.cli.bench_paired import measure
+from moe_robot.cli.bench.paired import measure
 
 pytestmark = pytest.mark.full
 

@@ -7,8 +7,9 @@ import math
 import pytest
 from robots import seen_by
 
-from moe_robot.cli import bench_serve, main
-from moe_robot.cli.bench_serve_plot import plot
+from moe_robot.cli import main
+from moe_robot.cli.bench import serve as bench_serve
+from moe_robot.cli.bench.serve_plot import plot
 from moe_robot.deploy.serving.wire import pack
 from moe_robot.registry import presets
 

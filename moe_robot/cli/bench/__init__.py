@@ -101,15 +101,15 @@ def run(options: Options) -> int:
     if options.what == "paired":
         result = _run_paired(options)
     elif options.what == "data":
-        from moe_robot.cli.bench_data import measure as measure_data
+        from moe_robot.cli.bench.data import measure as measure_data
 
         result = measure_data(options.size, options.repeats, options.peer)
     elif options.what == "train":
-        from moe_robot.cli.bench_train import measure as measure_train
+        from moe_robot.cli.bench.train import measure as measure_train
 
         result = measure_train(options.preset, options.processes, options.seconds, options.repeats)
     elif options.what == "policy":
-        from moe_robot.cli.bench_policy import measure
+        from moe_robot.cli.bench.policy import measure
 
         result = measure(
             environment(options), options.preset, options.device, options.seconds, options.threads, options.onnx
@@ -126,7 +126,7 @@ def run(options: Options) -> int:
 
 
 def _run_moe(options: Options) -> int:
-    from moe_robot.cli.bench_moe import measure, table_lines
+    from moe_robot.cli.bench.moe import measure, table_lines
 
     def report(row: dict[str, Any]) -> None:
         if not options.json:
@@ -142,7 +142,7 @@ def _run_moe(options: Options) -> int:
 
 
 def _run_deploy(options: Options) -> int:
-    from moe_robot.cli.bench_deploy import measure, table_lines
+    from moe_robot.cli.bench.deploy import measure, table_lines
 
     result = measure(options.seconds, options.repeats, options.peer)
     print(json.dumps(result, indent=1) if options.json else "\n".join(table_lines(result)))
@@ -150,7 +150,7 @@ def _run_deploy(options: Options) -> int:
 
 
 def _run_serve(options: Options) -> int:
-    from moe_robot.cli.bench_serve import check, measure, write
+    from moe_robot.cli.bench.serve import check, measure, write
 
     def say(line: str) -> None:
         if not options.json:
@@ -167,7 +167,7 @@ def _run_serve(options: Options) -> int:
 
 
 def _run_paired(options: Options) -> dict[str, Any]:
-    from moe_robot.cli.bench_paired import measure
+    from moe_robot.cli.bench.paired import measure
 
     if options.out is None or options.episodes < 1:
         raise UserError("bench paired needs --out FOLDER, and --episodes of 1 or more")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_robot.cli.bench_deploy_robot import NATIVE, RATE_HZ, bench_contract, position_of
-from moe_robot.cli.bench_deploy_windows import outage, robot, window
+from moe_robot.cli.bench.deploy_robot import NATIVE, RATE_HZ, bench_contract, position_of
+from moe_robot.cli.bench.deploy_windows import outage, robot, window
 from moe_robot.deploy.backends.ros2_messages import available
 from moe_robot.types import Observation
 
@@ -62,10 +62,10 @@ def measure(seconds: float, repeats: int, peer: Path | None, outages: bool = Tru
 
 def _clients(native: bool, peer: Path | None) -> list[tuple[str, list[str]]]:
     """Name and command line of each client over ROS 2 itself, or over a bridge."""
-    mine, folder = [sys.executable, "-m", "moe_robot.cli.bench_deploy_client"], Path(__file__).parent
+    mine, folder = [sys.executable, "-m", "moe_robot.cli.bench.deploy_client"], Path(__file__).parent
     if native:
-        return [(OURS_NATIVE, mine), (PLAIN, [sys.executable, "-m", "moe_robot.cli.bench_deploy_rclpy"])]
-    theirs = [(PEER, [str(peer), "-I", str(folder / "bench_deploy_roslibpy.py")])] if peer else []
+        return [(OURS_NATIVE, mine), (PLAIN, [sys.executable, "-m", "moe_robot.cli.bench.deploy_rclpy"])]
+    theirs = [(PEER, [str(peer), "-I", str(folder / "deploy_roslibpy.py")])] if peer else []
     return [(OURS, mine), *theirs]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from moe_robot.cli.bench_serve_fleet import Drive, drive
+from moe_robot.cli.bench.serve_fleet import Drive, drive
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Observation, UserError
 
 PRESETS, WHOLE = ("moe", "dense-active"), "dense-total"
@@ -118,7 +118,7 @@ def measure(
 
 def write(result: Mapping[str, Any], out: Path) -> None:
     """``serve.json`` and ``serve.png`` in ``out``."""
-    from moe_robot.cli.bench_serve_plot import plot
+    from moe_robot.cli.bench.serve_plot import plot
     from moe_robot.evaluation.journal import write_atomically
 
     out.mkdir(parents=True, exist_ok=True)

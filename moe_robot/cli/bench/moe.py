@@ -66,7 +66,7 @@ def measure(
     """
     import torch
 
-    from moe_robot.cli.bench_moe_peers import LIMIT, SEPARATE, STACKED, Shape, contenders
+    from moe_robot.cli.bench.moe_peers import LIMIT, SEPARATE, STACKED, Shape, contenders
     from moe_robot.training.train import resolve_device
 
     shape = Shape(*shape_numbers)

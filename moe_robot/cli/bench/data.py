@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_robot.cli.bench_lerobot import cpu
+from moe_robot.cli.bench.lerobot_side import cpu
 from moe_robot.types import Features, UserError
 
 EPISODES, LENGTH, CHUNK, BATCH, WORKERS, FPS = 10, 200, 16, 32, 2, 20
 MANY_EPISODES = 1000
-PEER_SCRIPT = Path(__file__).with_name("bench_lerobot.py")
+PEER_SCRIPT = Path(__file__).with_name("lerobot_side.py")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class _Peer:
         self._log = (folder / "lerobot.log").open("w+")
         try:
             self._process = subprocess.Popen(
-                [python, "-I", PEER_SCRIPT],  # -I: our folder has an inspect.py that would hide Python's own
+                [python, "-I", PEER_SCRIPT],  # -I: modules of ours, such as moe.py, hide nothing of its environment
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,

@@ -1,6 +1,6 @@
 """The peer over ROS 2 in ``moe-robot bench deploy``: the loop that people write with rclpy. Needs nothing of ours.
 
-It speaks the lines of ``bench_deploy_client``. Without a gate, ages and a connection to watch it does less than that.
+It speaks the lines of ``deploy_client``. Without a gate, ages and a connection to watch it does less than that.
 """
 
 import importlib

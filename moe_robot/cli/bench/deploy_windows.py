@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from moe_robot.cli.bench_deploy_robot import NATIVE, serve
+from moe_robot.cli.bench.deploy_robot import NATIVE, serve
 from moe_robot.types import UserError
 
 

@@ -1,6 +1,6 @@
 """The peer in ``moe-robot bench deploy``: the same with roslibpy, by a Python that has it. Needs nothing of ours.
 
-It speaks the lines of ``bench_deploy_client``. Without a gate it does less than that.
+It speaks the lines of ``deploy_client``. Without a gate it does less than that.
 """
 
 import base64

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from moe_robot.cli.bench_deploy_robot import NATIVE, RATE_HZ, bench_contract, position_of
+from moe_robot.cli.bench.deploy_robot import NATIVE, RATE_HZ, bench_contract, position_of
 from moe_robot.deploy.backends.ros2 import Ros2Robot
 from moe_robot.deploy.backends.rosbridge import RosbridgeRobot
 from moe_robot.deploy.decision import State
