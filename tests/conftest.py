@@ -4,6 +4,7 @@ import importlib
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -13,6 +14,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    # Begun in the background of a shell, all would inherit that Ctrl-C is ignored, and tests send it to programs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
