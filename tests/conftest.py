@@ -15,7 +15,6 @@ from types import ModuleType
 
 import pytest
 
-
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     # Begun in the background of a shell, all would inherit that Ctrl-C is ignored, and tests send it to programs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
