@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from moe_robot.moe import Ranks
 from moe_robot.processes import endings_wait, interrupts_wait
@@ -32,7 +33,8 @@ def joined(device: torch.device) -> Iterator[Team]:
         yield Team()
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_fresh_store(), rank=rank, world_size=size, timeout=PATIENCE)
     except dist.DistError as error:
         raise UserError(f"the {size} processes of torchrun did not find each other: {error}") from error
     team = Team(Ranks(rank, size))
@@ -137,6 +139,15 @@ def local_device(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device
+
+
+def _fresh_store() -> dist.Store:
+    """Where processes find each other, with nothing in it: torchrun keeps its store when it starts them again.
+
+    The addresses of processes that are gone would be read from it, and that all are ready, before they are.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _first_to_say() -> bool:

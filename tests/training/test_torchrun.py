@@ -7,11 +7,8 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from moe_robot.training.checkpoint import newest_state
 
-pytestmark = pytest.mark.full
 SMALL = ("width=16", "hidden=8", "heads=2", "layers=2", "stem_channels=4", "patches=2", "glimpses=0", "chunk=2",
          "execute=1", "experts={vision: 2, arm: 1, language: 1}")  # fmt: skip
 
@@ -24,8 +21,8 @@ def _workers(parent: int) -> list[int]:
 def test_a_killed_process_is_told_once_and_torchrun_goes_on(demonstrations, tmp_path):
     out = tmp_path / "run"
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1",
-        "--master-port", "0", "-m", "moe_robot", "train", "--data", str(demonstrations), "--out", str(out),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "--max-restarts", "1", "-m", "moe_robot", "train", "--data", str(demonstrations), "--out", str(out),
         "--steps", "12", "--batch-size", "8", "--save-every", "0", "--expert-parallel", "2", "--config", *SMALL,
     ]  # fmt: skip
     with (tmp_path / "log").open("wb") as log:
