@@ -199,10 +199,19 @@ def test_a_heartbeat_that_ceases_holds_the_robot(interface, world, person, patie
     assert person.change(CONFIGURE)
     assert person.change(ACTIVATE)
     person.beat()
-    wait_until(lambda: person.enable().success, "the enabling")
-    assert person.enable().message.startswith("operator: the robot is enabled already")
-    person.timer.cancel()
-    assert person.sees(b"\x02", "heartbeat")["dry run"] == "True"
+
+    def the_silence_holds_it():
+        """On a machine that is busy the watchdog may do it before."""
+        person.timer.reset()
+        wait_until(lambda: person.enable().message.startswith("operator: the robot is enabled already"), "the enabling")
+        person.timer.cancel()
+        del person.diagnostics[:]
+        held = lambda: [s for s in person.diagnostics if s.level == b"\x02"]  # noqa: E731
+        wait_until(held, "the hold", 30)
+        assert {pair.key: pair.value for pair in held()[0].values}["dry run"] == "True"
+        return "heartbeat" in held()[0].message
+
+    assert any(the_silence_holds_it() for _ in range(10))
     assert world.heard == []  # a dry run: nothing was ever sent
 
 
