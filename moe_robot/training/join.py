@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -141,13 +142,13 @@ def local_device(device: torch.device) -> torch.device:
     return device
 
 
-def _fresh_store() -> dist.Store:
+def _fresh_store() -> Any:
     """Where processes find each other, with nothing in it: torchrun keeps its store when it starts them again.
 
     The addresses of processes that are gone would be read from it, and that all are ready, before they are.
     """
     store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _first_to_say() -> bool:
