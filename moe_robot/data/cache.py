@@ -54,7 +54,8 @@ def content_hash(directory: Path, files: Iterable[Path], cache: Path | None = No
         fresh[name] = [state, digest]
         total.update(f"{name}\0{digest}\0".encode())
     if memory is not None and fresh != known and memory.parent.is_dir() and os.access(memory.parent, os.W_OK):
-        write_json(memory, fresh)
+        with only_writer(memory.parent, wait=True):  # readers of one data set may begin at the same moment
+            write_json(memory, fresh)
     return total.hexdigest()
 
 

@@ -4,6 +4,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from sample_episodes import FEATURES, images, length, vectors, write_dataset
 
 from moe_robot.data import cache, store
+from moe_robot.data.durable import write_json
 from moe_robot.data.loader import open_dataset
 from moe_robot.data.statistics import load_statistics, vector_statistics
 from moe_robot.types import UserError
@@ -117,6 +120,23 @@ def test_a_grown_data_set_gets_a_new_cache_and_the_old_one_goes(own_copy, monkey
     last = dataset.batch([len(dataset) - 1])
     np.testing.assert_array_equal(last["observation.images.front"][0], images(45, length(45) - 1)["front"])
     assert [path.name for path in (own_copy / ".cache").iterdir() if path.is_dir()] == [dataset.content_hash]
+
+
+def test_readers_that_begin_at_the_same_moment_write_one_after_the_other(own_copy, monkeypatch):
+    expected, inside, most = open_dataset(own_copy, 2).content_hash, [], []
+
+    def slow(path, content):
+        inside.append(path)
+        most.append(len(inside))
+        time.sleep(0.02)
+        write_json(path, content)
+        inside.pop()
+
+    monkeypatch.setattr(cache, "write_json", slow)
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: open_dataset(own_copy, 2).content_hash, range(4)))
+    assert opened == [expected] * 4
+    assert max(most) == 1
 
 
 def test_the_content_hash_is_the_same_for_a_copy(directory, own_copy):
