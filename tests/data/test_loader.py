@@ -123,7 +123,7 @@ def test_a_grown_data_set_gets_a_new_cache_and_the_old_one_goes(own_copy, monkey
 
 
 def test_readers_that_begin_at_the_same_moment_write_one_after_the_other(own_copy, monkeypatch):
-    expected, inside, most = open_dataset(own_copy, 2).content_hash, [], []
+    inside, most = [], []
 
     def slow(path, content):
         inside.append(path)
@@ -133,9 +133,10 @@ def test_readers_that_begin_at_the_same_moment_write_one_after_the_other(own_cop
         inside.pop()
 
     monkeypatch.setattr(cache, "write_json", slow)
+    (own_copy / ".cache").mkdir()
     with ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(lambda _: open_dataset(own_copy, 2).content_hash, range(4)))
-    assert opened == [expected] * 4
+    assert len(set(opened)) == 1
     assert max(most) == 1
 
 
