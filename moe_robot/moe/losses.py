@@ -21,7 +21,7 @@ from moe_robot.moe.ranks import ALONE, Ranks
 
 
 def balance_loss(
-    plan: RoutingPlan, roles: Sequence[str], modalities: Sequence[str], ranks: Ranks = ALONE
+    plans: Sequence[RoutingPlan], roles: Sequence[str], modalities: Sequence[str], ranks: Ranks = ALONE
 ) -> tuple[Tensor, Tensor]:
     """Switch load balance (Fedus et al. 2021, eq. 4 to 6), per modality over the experts of its own role.
 
@@ -31,30 +31,44 @@ def balance_loss(
     experts than K has nothing to balance and is left out, and so is a modality that sends nothing to its own role (its
     share there says nothing, and 0 would look better than even).
 
+    Args:
+        plans: L of them, of layers with the same experts; the sums of all are exchanged at once.
+        roles: of the experts.
+        modalities: of the tokens.
+        ranks: who shares the batch.
+
     Returns:
-        the mean over the modalities that count, and whether there is any (1.0 or 0.0; the mean is then 0), as scalars:
+        (L,) the mean over the modalities that count, and (L,) whether there is any (1.0 or 0.0; the mean is then 0):
         tensors both, so that a GPU need not wait to know.
     """
-    own_ME = own_role(roles, modalities).to(plan.ids_TK.device)
-    p_ME = _by_modality(plan, len(modalities)).T @ plan.probabilities_TE
-    f_ME, p_ME = ranks.sum(torch.stack([routes_of(plan, len(modalities)).to(p_ME.dtype), p_ME])) * own_ME
-    total_M = f_ME.sum(dim=1)
+    own_ME = own_role(roles, modalities).to(plans[0].ids_TK.device)
+    f_LME, p_LME = ranks.sum(torch.stack([_routes_and_gates(plan, len(modalities)) for plan in plans], dim=1)) * own_ME
+    total_LM = f_LME.sum(dim=-1)
     size_M = own_ME.sum(dim=1)
-    counts_M = ((size_M > plan.experts_per_token) & (total_M > 0)).float()
-    f_ME = f_ME / total_M.clamp(min=1).unsqueeze(1)
-    p_ME = p_ME / p_ME.sum(dim=1, keepdim=True).clamp(min=1e-9)
-    terms_M = size_M * (f_ME * p_ME).sum(dim=1)
-    return (terms_M * counts_M).sum() / counts_M.sum().clamp(min=1), (counts_M.sum() > 0).float()
+    counts_LM = ((size_M > plans[0].experts_per_token) & (total_LM > 0)).float()
+    f_LME = f_LME / total_LM.clamp(min=1).unsqueeze(-1)
+    p_LME = p_LME / p_LME.sum(dim=-1, keepdim=True).clamp(min=1e-9)
+    terms_LM = size_M * (f_LME * p_LME).sum(dim=-1)
+    return (terms_LM * counts_LM).sum(dim=-1) / counts_LM.sum(dim=-1).clamp(min=1), (counts_LM.sum(dim=-1) > 0).float()
 
 
-def balance_loss_over_all(plan: RoutingPlan, ranks: Ranks = ALONE) -> Tensor:
-    """The same over all experts and tokens at once, ``E * sum_i f_i P_i``: as in the papers, which know no roles."""
-    present_T = plan.chosen_TK.any(dim=1).to(plan.probabilities_TE.dtype)
-    p_E = (plan.probabilities_TE * present_T.unsqueeze(1)).sum(dim=0)
-    f_E = routes_of(plan, 1, pooled=True)[0].to(p_E.dtype)
-    f_E, p_E, n_E = ranks.sum(torch.stack([f_E, p_E, present_T.sum().expand_as(p_E)]))
-    p_E = p_E / n_E.clamp(min=1)
-    return f_E.numel() * (f_E / f_E.sum().clamp(min=1) * p_E).sum()
+def _routes_and_gates(plan: RoutingPlan, n_modalities: int) -> Tensor:
+    """(2, M, E): how many routes of each modality go to each expert, and the sum of the gate's probabilities."""
+    p_ME = _by_modality(plan, n_modalities).T @ plan.probabilities_TE
+    return torch.stack([routes_of(plan, n_modalities).to(p_ME.dtype), p_ME])
+
+
+def balance_loss_over_all(plans: Sequence[RoutingPlan], ranks: Ranks = ALONE) -> Tensor:
+    """The same over all experts and tokens at once, ``E * sum_i f_i P_i``: as in the papers, which know no roles; (L,)."""
+    sums = []
+    for plan in plans:
+        present_T = plan.chosen_TK.any(dim=1).to(plan.probabilities_TE.dtype)
+        p_E = (plan.probabilities_TE * present_T.unsqueeze(1)).sum(dim=0)
+        f_E = routes_of(plan, 1, pooled=True)[0].to(p_E.dtype)
+        sums.append(torch.stack([f_E, p_E, present_T.sum().expand_as(p_E)]))
+    f_LE, p_LE, n_LE = ranks.sum(torch.stack(sums, dim=1))
+    p_LE = p_LE / n_LE.clamp(min=1)
+    return f_LE.shape[1] * (f_LE / f_LE.sum(dim=-1, keepdim=True).clamp(min=1) * p_LE).sum(dim=-1)
 
 
 def z_loss(plan: RoutingPlan, ranks: Ranks = ALONE) -> Tensor:

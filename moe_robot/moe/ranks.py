@@ -7,6 +7,7 @@ their number; nothing has to be sent for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,23 @@ class Ranks:
     def sum(self, x: Tensor) -> Tensor:
         """The sum of everybody's ``x``, with gradients."""
         return x if self.size == 1 else _Sum.apply(x, self)  # pyright: ignore[reportReturnType]
+
+    def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin to add up everybody's ``x``, without gradients; the result waits until all have begun, and gives it.
+
+        For what is not needed at once: processes that do not wait for each other need not keep in step.
+        """
+        total = x.detach().clone()
+        if self.size == 1:
+            return lambda: total
+        work = dist.all_reduce(total, group=self.group, async_op=True)
+        assert work is not None
+
+        def result() -> Tensor:
+            work.wait()
+            return total
+
+        return result
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean of everybody's ``x``, with gradients."""

@@ -43,6 +43,7 @@ class Team:
     saving: Any = None
     sharded: list[nn.Parameter] = field(default_factory=list)
     model: Any = None
+    _said: tuple[torch.Tensor, Any] | None = None
 
     @property
     def leads(self) -> bool:
@@ -122,13 +123,28 @@ class Team:
         return float(total)
 
     def agree(self, elapsed: float, save: bool, stop: bool) -> tuple[float, bool, bool]:
-        """The same answer for all: the first process's clock and its wish to save, and whether anybody must stop."""
+        """The same answer for all: the first process's clock and its wish to save, and whether anybody must stop.
+
+        In a team it is what was said the call before, so that nobody waits for the others to say it. The first call has
+        nothing to answer with and gives back what it was told, which is to be the same for all.
+        """
         if self.ranks.size == 1:
             return elapsed, save, stop
         said = torch.tensor([elapsed * self.leads, float(save and self.leads), float(stop)], dtype=torch.float64)
-        dist.all_reduce(said, op=dist.ReduceOp.MAX)
+        before = self._said
+        self._said = said, dist.all_reduce(said, op=dist.ReduceOp.MAX, async_op=True)
+        if before is None:
+            return elapsed, save, stop
+        said, sent = before
+        sent.wait()
         elapsed, save, stop = said.tolist()
         return elapsed, bool(save), bool(stop)
+
+    def settle(self) -> None:
+        """Wait for what :meth:`agree` still has on its way, at the end of a run."""
+        if self._said is not None:
+            self._said[1].wait()
+            self._said = None
 
     def total(self, value: Any) -> Any:
         """The sum of what all have: of anything that can be added; None where there is nothing."""

@@ -109,8 +109,8 @@ class _Run:
             metrics = Metrics(config.out, self.step) if team.leads else None
             try:
                 self.policy.train()
-                last_saved = last_tick = time.monotonic()
-                stop = False
+                last_wish = last_tick = time.monotonic()
+                clock, _, stop = team.agree(self.elapsed, False, False)
                 while not stop and self.fraction < 1.0:
                     loss, logs, norm = self._update()
                     events = self.policy.after_update(self.optimiser)
@@ -127,11 +127,14 @@ class _Run:
                         for event in events:
                             metrics.tell(self.step, dataclasses.asdict(event))
                     interrupted = _tell(on_progress, Progress(self.step, self.fraction, loss, rate))
-                    due = now - last_saved > config.save_every
-                    self.elapsed, due, stop = team.agree(self.elapsed + since, due, interrupted or told())
+                    clock += since
+                    wish = now - last_wish > config.save_every
+                    last_wish = now if wish else last_wish  # in a team the answer comes a step later
+                    self.elapsed, due, stop = team.agree(clock, wish, interrupted or told())
                     if due and not stop:
                         self._save()
-                        last_saved = last_tick = time.monotonic()
+                        last_wish = last_tick = time.monotonic()
+                team.settle()
             except BaseException:
                 self.states.settle()  # its thread must not outlive the process groups
                 raise

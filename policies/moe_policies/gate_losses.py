@@ -32,12 +32,10 @@ def gate_losses(
     """
     m = len(MODALITIES)
     if config.balances_all:
-        terms = [(balance_loss_over_all(plan, ranks), torch.ones((), device=plan.logits_TE.device)) for plan in plans]
+        losses = {"balance_loss": balance_loss_over_all(plans, ranks).mean()}
     else:
-        terms = [balance_loss(plan, roles, MODALITIES, ranks) for plan in plans]
-    counts = torch.stack([count for _, count in terms])
-    values = torch.stack([value for value, _ in terms])
-    losses = {"balance_loss": (values * counts).sum() / counts.sum().clamp(min=1)}
+        values_L, counts_L = balance_loss(plans, roles, MODALITIES, ranks)
+        losses = {"balance_loss": (values_L * counts_L).sum() / counts_L.sum().clamp(min=1)}
     others = {
         "z_loss": lambda plan: z_loss(plan, ranks),
         "importance_loss": lambda plan: importance_loss(plan, ranks),

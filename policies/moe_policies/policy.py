@@ -248,23 +248,25 @@ class MultimodalPolicy(nn.Module):
                 self.watches.note(out.plans)
             if self.training and self.config.capacity_factor is not None:
                 logs["drop_rate"] = float(self.ranks.mean(torch.stack([drop_rate(plan) for plan in plans]).mean()))
+        means: dict[str, tuple[float, Tensor]] = {}
         if self.network.task_head is not None:
             names = torch.tensor([self.config.task_names.index(name) for name in batch[TASK_NAME]], device=self.device)
-            task_loss = F.cross_entropy(at_least_float32(self.network.task_head(out.summary_BS)), names)
-            task_loss = self.ranks.mean(task_loss)
-            loss = loss + self.config.task_weight * task_loss
-            logs["task_loss"] = float(task_loss.detach())
+            guess = at_least_float32(self.network.task_head(out.summary_BS))
+            means["task_loss"] = self.config.task_weight, F.cross_entropy(guess, names)
         if self.network.places is not None:
             told_BN = self._tensor(batch[ENVIRONMENT_STATE])
             place_BN = self.processor.normalise(ENVIRONMENT_STATE, told_BN)[:, list(self.network.told.world)]
             found_BN = at_least_float32(self.network.told_places(out.looks, inputs.state_BS))
-            places_loss = self.ranks.mean((found_BN - place_BN).abs().mean())
-            loss = loss + self.config.places_weight * places_loss
-            logs["places_loss"] = float(places_loss.detach())
+            means["places_loss"] = self.config.places_weight, (found_BN - place_BN).abs().mean()
             picture_loss = self.network.picture_loss(out.looks, told_BN, self.ranks)
             if picture_loss is not None:
                 loss = loss + self.config.pictures_weight * picture_loss
                 logs["picture_loss"] = float(picture_loss.detach())
+        if means:
+            together = self.ranks.mean(torch.stack([value for _, value in means.values()]))
+            for (name, (weight, _)), value in zip(means.items(), together, strict=True):
+                loss = loss + weight * value
+                logs[name] = float(value.detach())
         return loss, logs
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,15 +30,14 @@ class Watches(nn.ModuleList):
             ColdWatch(layer.router.roles, MODALITIES, config.cold_after, pooled=config.balances_all) for layer in layers
         )
         self.ranks: Ranks = ALONE
-        self._counts: Tensor | None = None
+        self._counts: list[Callable[[], Tensor]] = []
 
     def note(self, plans: Sequence[Sequence[RoutingPlan]]) -> None:
         """Take the plans of one forward pass; an update may have several."""
         count = [
             torch.stack([count_routes(plan, len(MODALITIES)) for plan in of_layer]).sum(dim=0) for of_layer in plans
         ]
-        counts_LME = torch.stack(count)
-        self._counts = counts_LME if self._counts is None else self._counts + counts_LME
+        self._counts.append(self.ranks.begin_sum(torch.stack(count)))  # on its way during the backward pass
 
     def after_update(
         self,
@@ -48,9 +47,10 @@ class Watches(nn.ModuleList):
     ) -> list[GateEvent]:
         """Look at everybody's routes since the last update; see :meth:`moe_robot.types.Policy.after_update`."""
         events: list[GateEvent] = []
-        if self._counts is None:
+        if not self._counts:
             return events
-        counts_LME, self._counts = self.ranks.sum(self._counts), None
+        counts_LME = torch.stack([counted() for counted in self._counts]).sum(dim=0)
+        self._counts.clear()
         for i, (layer, watch, counts_ME) in enumerate(zip(layers, self, counts_LME, strict=True)):
             assert isinstance(watch, ColdWatch)
             if config.bias_rate:

@@ -69,7 +69,7 @@ def test_a_token_without_any_expert_gives_zeros_and_is_in_no_loss():
     y, plan = layer(x, modality, available)
     assert (y[5:] == 0).all()
     assert y[:5].abs().sum() > 0
-    losses = [balance_loss(plan, ROLES, MODALITIES)[0], z_loss(plan), importance_loss(plan), load_loss(plan)]
+    losses = [balance_loss([plan], ROLES, MODALITIES)[0].sum(), z_loss(plan), importance_loss(plan), load_loss(plan)]
     losses += [local_entropy(plan, 3), global_entropy(plan, 3)]
     sum(losses).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
@@ -79,7 +79,7 @@ def test_a_token_without_any_expert_gives_zeros_and_is_in_no_loss():
     masked = alone(x, modality, available)
     for loss in (z_loss, lambda p: local_entropy(p, 3), lambda p: global_entropy(p, 3), importance_loss):
         assert_close(loss(masked), loss(few))
-    assert_close(balance_loss(masked, ROLES, MODALITIES), balance_loss(few, ROLES, MODALITIES))
+    assert_close(balance_loss([masked], ROLES, MODALITIES), balance_loss([few], ROLES, MODALITIES))
 
 
 # --- what decides together

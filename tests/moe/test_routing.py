@@ -142,23 +142,23 @@ def even_plan(collapsed: bool):
 
 
 def test_the_balance_loss_is_one_when_even_and_higher_when_collapsed():
-    even, _ = balance_loss(even_plan(collapsed=False), ROLES, MODALITIES)
-    collapsed, _ = balance_loss(even_plan(collapsed=True), ROLES, MODALITIES)
+    (even,), _ = balance_loss([even_plan(collapsed=False)], ROLES, MODALITIES)
+    (collapsed,), _ = balance_loss([even_plan(collapsed=True)], ROLES, MODALITIES)
     assert_close(even, torch.tensor(1.0), rtol=1e-3, atol=1e-3)
     assert collapsed > 1.4
 
 
 def test_a_modality_that_left_its_experts_is_not_called_balanced():
     plan = even_plan(collapsed=False)
-    assert balance_loss(plan, ("arm",) * 3 + ("vision",) * 3, MODALITIES)[1] == 0
+    assert balance_loss([plan], ("arm",) * 3 + ("vision",) * 3, MODALITIES)[1] == 0
 
 
 def test_the_balance_loss_weighs_modalities_equally_however_many_tokens_each_has():
     router = Router(16, ("vision",) * 3 + ("arm",) * 3, ("vision", "arm"), GateConfig(prior=8.0))
     x = torch.randn(103, 16, generator=torch.Generator().manual_seed(1))
     few = torch.tensor([0] * 100 + [1] * 3)
-    each = [balance_loss(router(x[few == m], few[few == m]), router.roles, router.modalities)[0] for m in (0, 1)]
-    assert_close(balance_loss(router(x, few), router.roles, router.modalities)[0], torch.stack(each).mean())
+    each = [balance_loss([router(x[few == m], few[few == m])], router.roles, router.modalities)[0] for m in (0, 1)]
+    assert_close(balance_loss([router(x, few)], router.roles, router.modalities)[0], torch.cat(each).mean(0, True))
 
 
 def test_the_z_loss_is_the_mean_squared_log_partition():

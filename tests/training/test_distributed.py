@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_other_processes_and_another_division_of_the_experts(
         for process in (team := teams.start(first, before[0], _stop_at_3)):
             process.join()
         assert [process.exitcode for process in team] == [1, 130]  # the second leaves it to the first to say so
-    assert load(first.out)[1]["step"] == 3
+    assert load(first.out)[1]["step"] == (3 if before[0] == 1 else 4)  # many agree on it a step later
     rest = dataclasses.replace(first, resume=True, expert_parallel=after[1])
     if after[0] == 1:
         train(rest)
