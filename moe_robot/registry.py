@@ -149,6 +149,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_sha256(checkpoint: str | Path) -> str | None:
+    """The hash of a checkpoint's or run's ``model.safetensors``; None where a policy keeps its weights otherwise."""
+    weights = checkpoint_directory(checkpoint) / "model.safetensors"
+    return sha256(weights) if weights.is_file() else None
+
+
 def load_policy(path: str | Path, device: str = "cpu") -> Any:
     """The policy saved at ``path`` (a checkpoint or a training run), by the type named in its ``config.json``."""
     folder = checkpoint_directory(path)

@@ -45,6 +45,11 @@ class Options:
     images: Literal["png", "h264", "av1"] = "png"
     """How pictures are stored: each by itself without loss, or as a video per camera, a tenth of the size and a little
     changed."""
+    policy: Path | None = None
+    """A checkpoint that drives part of the time while the expert says at every step what it would have done (DAgger):
+    the data then shows the states that this policy gets into. Train on it together with the demonstrations before."""
+    policy_share: float = 0.5
+    """Of the time, how much it drives."""
     keep_failures: bool = False
     """Store also rollouts in which the expert fails, instead of trying again."""
     json: bool = False
@@ -108,6 +113,8 @@ def _collect_with_bar(options: Options, console: Any, rank: Rank | None) -> Coll
             successes_only=not options.keep_failures,
             tail=options.tail,
             codec=options.images,
+            policy=options.policy,
+            policy_share=options.policy_share,
             progress=show,
             rank=rank,
         )

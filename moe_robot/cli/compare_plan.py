@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from moe_robot.cli.compare_entries import TRAINING, Entry
 from moe_robot.cli.train import is_trained
 from moe_robot.evaluation.knockouts import knockout_key
-from moe_robot.registry import checkpoint_directory, parse_options, presets, sha256, unknown
+from moe_robot.registry import checkpoint_directory, parse_options, presets, unknown, weights_sha256
 from moe_robot.types import UserError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Planned:
             "environment_options": dict(trial.environment_options),
         }
         if entry.checkpoint is not None:
-            return shared | {"checkpoint_sha256": sha256(checkpoint_directory(entry.checkpoint) / "model.safetensors")}
+            return shared | {"checkpoint_sha256": weights_sha256(entry.checkpoint)}
         config = self.train_config()
         identity = shared | {
             "preset": entry.preset,

@@ -13,7 +13,7 @@ from moe_robot.cli.compare_plan import Trial, preset_class, read_json, settings
 from moe_robot.evaluation.journal import write_atomically
 from moe_robot.evaluation.report import machine
 from moe_robot.evaluation.results import versions
-from moe_robot.registry import checkpoint_directory, load_policy, make_environment, parse_options, sha256
+from moe_robot.registry import load_policy, make_environment, parse_options, weights_sha256
 from moe_robot.types import UserError
 
 
@@ -52,7 +52,7 @@ def stored_speed(out: Path) -> dict[str, Any]:
 
 def _identity(entry: Entry) -> dict[str, Any]:
     if entry.checkpoint is not None:
-        return {"checkpoint_sha256": sha256(checkpoint_directory(entry.checkpoint) / "model.safetensors")}
+        return {"checkpoint_sha256": weights_sha256(entry.checkpoint)}
     return {"preset": entry.preset, "config": json.loads(json.dumps(settings(entry)))}
 
 

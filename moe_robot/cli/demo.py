@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from moe_robot.registry import sha256
+from moe_robot.registry import weights_sha256
 from moe_robot.types import UserError
 
 REPORT_SEED = 100_000  # seeds from here up are for reports only
@@ -190,6 +190,5 @@ def _is_reported(out: Path) -> bool:
     """Whether both reports are there and speak of the checkpoint that is there."""
     if not ((out / "report.json").is_file() and (out / "report.html").is_file()):
         return False
-    weights = out / "policy" / "checkpoint" / "model.safetensors"
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return report["checkpoint_sha256"] == sha256(weights)
+    return report["checkpoint_sha256"] == weights_sha256(out / "policy")

@@ -37,16 +37,16 @@ class Options:
 
 def run(options: Options) -> int:
     """Capture, write, try, and say what was written."""
-    from moe_robot.registry import checkpoint_directory, load_policy, sha256
+    from moe_robot.registry import load_policy, weights_sha256
 
     if options.out.exists() and any(options.out.iterdir()):
         raise UserError(f"{options.out} is not empty: choose a new folder for --out, so that nothing is overwritten")
     policy = load_policy(options.checkpoint)
     if not isinstance(policy, Capturable):
         raise UserError(f"{options.checkpoint} holds a {type(policy).__name__}, which cannot be exported")
-    weights = checkpoint_directory(options.checkpoint) / "model.safetensors"
+    digest = weights_sha256(options.checkpoint)
     formats = ("onnx", "torch") if options.format == "both" else (options.format,)
-    origin = {"checkpoint_sha256": sha256(weights)} if weights.is_file() else {}
+    origin = {"checkpoint_sha256": digest} if digest else {}
     difference = export(policy, options.out, formats, options.batch == "dynamic", origin)
     files = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in sorted(options.out.iterdir()))
     print(f"{files} -> {options.out}; actions differ by at most {difference:.1e} from the checkpoint's in a trial")

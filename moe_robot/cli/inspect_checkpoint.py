@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_robot.registry import load_policy, sha256
+from moe_robot.registry import load_policy, weights_sha256
 from moe_robot.types import Cost, Costed, UserError
 
 
@@ -17,8 +17,7 @@ def describe(folder: Path) -> dict[str, Any]:
     try:
         policy = load_policy(folder)
         raw = json.loads((folder / "config.json").read_text())
-        weights = folder / "model.safetensors"
-        digest = sha256(weights) if weights.is_file() else None
+        digest = weights_sha256(folder)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {folder}: {error.strerror or error} ({error.filename})") from error
     config, cost = raw.get("config", {}), _cost(policy)

@@ -14,7 +14,7 @@ import numpy as np
 from moe_robot import __version__
 from moe_robot.cli.inspect_checkpoint import training_record
 from moe_robot.cli.selection import open_selected
-from moe_robot.registry import load_policy, presets, sha256
+from moe_robot.registry import load_policy, presets, weights_sha256
 from moe_robot.types import IMAGE_PREFIX, STATE, TASK, Observation, TellsTokenRoutes, UserError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def looked_at(folder: Path, data: Path, dataset: Dataset | Mixture, split: str) 
     return {
         "moe_robot": __version__,
         "checkpoint": str(folder),
-        "checkpoint_sha256": sha256(folder / "model.safetensors"),
+        "checkpoint_sha256": weights_sha256(folder),
         "preset": (training_record(folder) or {}).get("preset"),
         "data": str(data),
         "data_hash": dataset.content_hash,

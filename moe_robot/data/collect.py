@@ -26,7 +26,16 @@ from moe_robot.data.store import DatasetWriter
 from moe_robot.data.video import CODECS
 from moe_robot.data.workers import Settings, pending_path, produce
 from moe_robot.processes import Rank, share_out
-from moe_robot.registry import environment_features, environment_id, make_environment, select_tasks, unknown
+from moe_robot.registry import (
+    checkpoint_directory,
+    environment_features,
+    environment_id,
+    load_policy,
+    make_environment,
+    select_tasks,
+    unknown,
+    weights_sha256,
+)
 from moe_robot.types import Features, UserError
 
 PENDING = "pending"
@@ -96,6 +105,8 @@ def collect(
     successes_only: bool = True,
     tail: int = 0,
     codec: str = PNG,
+    policy: str | Path | None = None,
+    policy_share: float = 0.5,
     progress: Callable[[Progress], None] | None = None,
     rank: Rank | None = None,
 ) -> CollectReport:
@@ -114,6 +125,8 @@ def collect(
         successes_only: see :class:`Settings`.
         tail: see :class:`Settings`.
         codec: "png", or "h264" or "av1" for one video per camera.
+        policy: checkpoint of a learner that drives part of the time; the labels are the expert's still (DAgger).
+        policy_share: of the turns of :data:`moe_robot.data.demonstrate.TURN_STEPS` steps, those that are the learner's.
         progress: called after each episode.
         rank: of several processes that call this with the same arguments and share it out. Each returns when all is
             collected; the data set does not depend on it.
@@ -132,11 +145,14 @@ def collect(
         )
     if codec not in (PNG, *CODECS):
         raise unknown("image codec", codec, (PNG, *CODECS))
+    if not 0 < policy_share <= 1:
+        raise UserError(f"policy_share {policy_share}: expected above 0 and at most 1")
     started, directory, tally = time.monotonic(), Path(out), _Tally()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # the software renderer is fastest here without threads of its own
     settings, features, provenance = _settle(
-        environment, tasks, seed, options or {}, noise, instructions, successes_only, tail, codec
-    )
+        environment, tasks, seed, options or {}, noise, instructions, successes_only, tail, codec,
+        checkpoint_directory(policy) if policy else None, policy_share,
+    )  # fmt: skip
     order = _Order(settings, features, provenance, directory, episodes * len(settings.tasks), workers, progress, tally)
     with disk_errors(directory):
         found = _gather(order) if rank is None else _gather_together(order, rank)
@@ -233,6 +249,8 @@ def _settle(
     successes_only: bool,
     tail: int,
     codec: str,
+    policy: Path | None,
+    policy_share: float,
 ) -> tuple[Settings, Features, dict[str, Any]]:
     """Look at the environment once: complete the settings, read its features, note where the data comes from."""
     name, options = environment_id(environment), dict(options)
@@ -250,7 +268,13 @@ def _settle(
             raise unknown("instruction set", instructions, sets)
         in_a_row = IN_A_ROW if getattr(env.unwrapped, "scene_per_task", False) else 1
         instructed = instructions if sets else None
-        settings = Settings(name, options, chosen, seed, noise, instructed, successes_only, tail, codec, in_a_row)
+        features = environment_features(env)
+        if policy:
+            _check_fits(policy, features, name)
+        settings = Settings(
+            name, options, chosen, seed, noise, instructed, successes_only, tail, codec, policy,
+            policy_share if policy else 0.0, in_a_row,
+        )  # fmt: skip
         renderer = getattr(env.unwrapped, "renderer", None)
         provenance = {
             "environment": name,
@@ -262,12 +286,22 @@ def _settle(
             "instructions": settings.instructions,
             "successes_only": successes_only,
             **({"tail": tail} if tail else {}),  # data sets from before there were tails go on
+            **({"learner": {"sha256": weights_sha256(policy), "share": policy_share}} if policy else {}),
             "renderer": renderer if isinstance(renderer, str) else None,
             "versions": {package: _version(package) for package in ("moe-robot", "mujoco", "gymnasium", "numpy")},
         }
-        return settings, environment_features(env), provenance
+        return settings, features, provenance
     finally:
         env.close()
+
+
+def _check_fits(policy: Path, features: Features, environment: str) -> None:
+    reason = load_policy(policy).features.mismatch(features)
+    if reason:
+        raise UserError(
+            f"the policy {policy} does not fit {environment}: {reason}; give the options it was trained with "
+            "(--env-options)"
+        )
 
 
 def _version(package: str) -> str | None:

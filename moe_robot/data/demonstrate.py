@@ -3,6 +3,10 @@
 DART (Laskey et al. 2017, "DART: Noise Injection for Robust Imitation Learning", section 4): the executed action is
 disturbed, the *clean* expert action is the label, so that the data shows states beside the ideal path together
 with the way back.
+
+DAgger (Ross et al. 2011, "A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning"):
+a learner drives part of the time, the label is the expert's action still, so that the data shows the states that the
+learner itself gets into.
 """
 
 from __future__ import annotations
@@ -10,14 +14,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moe_robot.data.layout import PNG
 from moe_robot.data.record import EpisodeBuilder, EpisodeRecord
-from moe_robot.registry import environment_features
-from moe_robot.types import Observation, UserError
+from moe_robot.registry import environment_features, load_policy
+from moe_robot.types import Observation, Policy, UserError
 
 KICK_RATE = 0.03
 """Chance per step that a kick begins: about every tenth step is then kicked."""
@@ -29,6 +34,32 @@ SEED_LIMIT = 10_000
 """Collection and training own the seeds below; tuning and reports own those from here on."""
 TRIES_PER_LAYOUT = 3
 LAYOUTS = 8
+
+
+TURN_STEPS = 10
+"""Control steps after which it is drawn anew whether the learner or the expert drives."""
+
+
+class Learner:
+    """A policy that drives part of the time while the expert says what it would have done.
+
+    Args:
+        policy: its checkpoint or run.
+        share: of the turns that are the policy's, in (0, 1].
+    """
+
+    def __init__(self, policy: str | Path, share: float) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # sums then have one order, and workers do not get in each other's way
+        self.policy: Policy = load_policy(policy)
+        self.share = share
+
+    def begin(self, seed: int) -> None:
+        """Before an episode."""
+        import torch
+
+        torch.manual_seed(seed)  # for heads that sample
 
 
 @dataclass(frozen=True)
@@ -59,6 +90,7 @@ def demonstrate(
     instructions: str | None,
     tail: int = 0,
     codec: str = PNG,
+    learner: Learner | None = None,
 ) -> Rollout:
     """Roll the expert of ``task`` out until success, failure or time-out. A pure function of its arguments.
 
@@ -72,6 +104,7 @@ def demonstrate(
         instructions: the instruction set that sentences are drawn from, or None for the environment's only one.
         tail: steps that go on after success, so that the data shows what to do at the goal and beside it.
         codec: how frames are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
+        learner: who drives some of the turns, undisturbed.
     """
     inner = env.unwrapped
     make_expert = getattr(inner, "make_expert", None)
@@ -89,17 +122,28 @@ def demonstrate(
     features = environment_features(env)
     builder = EpisodeBuilder(features, codec)
     kick, over, success, left = 0, False, False, tail
+    step, driving = 0, False
+    if learner is not None:
+        learner.begin(where)
     while not over:
         seen = Observation.from_gymnasium(observation, sentence)
         clean = np.asarray(expert.act(), dtype=np.float32)
         if seen.state is None:
             raise UserError(f"environment {inner} gives no agent_pos: demonstrations need the state")
         builder.add(seen.images, seen.state, clean, inner.environment_state() if features.environment_names else None)
-        if kick == 0 and rng.random() < KICK_RATE:
-            kick = KICK_STEPS
-        strength = max(scale, KICK_FACTOR * noise) if kick else scale
-        kick = max(0, kick - 1)
-        observation, _, terminated, truncated, info = env.step(expert.perturb(clean, strength, rng))
+        if learner is not None and step % TURN_STEPS == 0:
+            driving = bool(rng.random() < learner.share)
+            learner.policy.reset()
+        if learner is not None and driving:
+            action = learner.policy.select_action(seen)
+        else:
+            if kick == 0 and rng.random() < KICK_RATE:
+                kick = KICK_STEPS
+            strength = max(scale, KICK_FACTOR * noise) if kick else scale
+            kick = max(0, kick - 1)
+            action = expert.perturb(clean, strength, rng)
+        observation, _, terminated, truncated, info = env.step(action)
+        step += 1
         success = success or _succeeded(info)
         over = truncated or (left == 0 if success else terminated)
         left -= success
@@ -116,7 +160,14 @@ def _succeeded(info: Mapping[str, Any]) -> bool:
 
 
 def demonstrate_until_success(
-    env: Any, task: str, seed: int, noise: float, instructions: str | None, tail: int = 0, codec: str = PNG
+    env: Any,
+    task: str,
+    seed: int,
+    noise: float,
+    instructions: str | None,
+    tail: int = 0,
+    codec: str = PNG,
+    learner: Learner | None = None,
 ) -> EpisodeRecord:
     """The first successful rollout for ``seed``: new noise first, then other layouts (see :func:`layout_seed`).
 
@@ -124,10 +175,11 @@ def demonstrate_until_success(
         UserError: none of ``LAYOUTS * TRIES_PER_LAYOUT`` rollouts succeeded.
     """
     for attempt in range(LAYOUTS * TRIES_PER_LAYOUT):
-        rollout = demonstrate(env, task, seed, attempt, noise, instructions, tail, codec)
+        rollout = demonstrate(env, task, seed, attempt, noise, instructions, tail, codec, learner)
         if rollout.success:
             return rollout.episode
+    way_out = "try less --noise" if learner is None else "try less --noise or a smaller --policy-share"
     raise UserError(
         f"the expert of {task!r} failed {LAYOUTS * TRIES_PER_LAYOUT} times in a row from seed {seed}"
-        f" with noise {noise}: try less --noise"
+        f" with noise {noise}: {way_out}"
     )

@@ -13,7 +13,7 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
 
-from moe_robot.data.demonstrate import demonstrate, demonstrate_until_success
+from moe_robot.data.demonstrate import Learner, demonstrate, demonstrate_until_success
 from moe_robot.data.durable import disk_errors
 from moe_robot.data.layout import PNG
 from moe_robot.data.record import EpisodeRecord
@@ -38,6 +38,8 @@ class Settings:
         successes_only: try again until the expert succeeds; False keeps the first rollout as it is.
         tail: steps that are recorded after success.
         codec: how frames are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
+        policy: checkpoint of a learner that drives some of the turns, None for the expert alone.
+        policy_share: of the turns, those that are the learner's.
         in_a_row: episodes of one task that are made one after another; the order of work alone, not of the data set.
     """
 
@@ -50,6 +52,8 @@ class Settings:
     successes_only: bool = True
     tail: int = 0
     codec: str = PNG
+    policy: Path | None = None
+    policy_share: float = 0.0
     in_a_row: int = 1
 
     def slot(self, number: int) -> tuple[str, int]:
@@ -133,6 +137,7 @@ class _Worker:
 
     def __init__(self, settings: Settings, pending: Path) -> None:
         self.settings, self.pending, self.env = settings, pending, None
+        self.learner: Learner | None = None
 
     def close(self) -> None:
         if self.env is not None:
@@ -143,11 +148,15 @@ class _Worker:
         s = self.settings
         if self.env is None:
             self.env = make_environment(s.environment, **s.options)
+            self.learner = Learner(s.policy, s.policy_share) if s.policy else None
         task, seed = s.slot(slot)
         if s.successes_only:
-            episode = demonstrate_until_success(self.env, task, seed, s.noise, s.instructions, s.tail, s.codec)
+            episode = demonstrate_until_success(
+                self.env, task, seed, s.noise, s.instructions, s.tail, s.codec, self.learner
+            )
         else:
-            episode = demonstrate(self.env, task, seed, 0, s.noise, s.instructions, s.tail, s.codec).episode
+            rollout = demonstrate(self.env, task, seed, 0, s.noise, s.instructions, s.tail, s.codec, self.learner)
+            episode = rollout.episode
         with disk_errors(self.pending.parent):
             episode.save(pending_path(self.pending, slot))
         return int(episode.extras["attempts"])

@@ -59,7 +59,7 @@ def _routes_and_gates(plan: RoutingPlan, n_modalities: int) -> Tensor:
 
 
 def balance_loss_over_all(plans: Sequence[RoutingPlan], ranks: Ranks = ALONE) -> Tensor:
-    """The same over all experts and tokens at once, ``E * sum_i f_i P_i``: as in the papers, which know no roles; (L,)."""
+    """The same over all experts and tokens at once, as in papers, which know no roles: (L,) ``E * sum_i f_i P_i``."""
     sums = []
     for plan in plans:
         present_T = plan.chosen_TK.any(dim=1).to(plan.probabilities_TE.dtype)

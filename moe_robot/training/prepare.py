@@ -77,10 +77,7 @@ def begin(config: TrainConfig) -> Beginning:
 def fingerprint(config: TrainConfig, data_hash: str) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run. Its length may grow."""
     fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
-    begun = None
-    if config.upcycle:
-        weights = registry.checkpoint_directory(config.upcycle) / "model.safetensors"
-        begun = registry.sha256(weights)
+    begun = registry.weights_sha256(config.upcycle) if config.upcycle else None
     return json.loads(json.dumps({**fixed, "data_sha256": data_hash, "upcycled_sha256": begun}))
 
 

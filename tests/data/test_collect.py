@@ -14,12 +14,14 @@ from sample_episodes import fingerprints
 
 from moe_robot.cli import main
 from moe_robot.data import collect as collecting
+from moe_robot.data import demonstrate as demonstrating
 from moe_robot.data import workers
 from moe_robot.data.collect import collect
 from moe_robot.data.demonstrate import LAYOUTS, SEED_LIMIT, TRIES_PER_LAYOUT, layout_seed
 from moe_robot.data.layout import read_info
 from moe_robot.data.loader import open_dataset
 from moe_robot.processes import Rank
+from moe_robot.registry import weights_sha256
 from moe_robot.types import UserError
 
 ENV = "pointworld/Point-v0"
@@ -80,6 +82,52 @@ def test_a_tail_goes_on_after_success_with_labels_and_changes_nothing_before(ref
         assert np.all(np.abs(position - GOALS["go_left"]) < 0.4), "the expert stays about the goal"
     assert read_info(tmp_path).provenance["tail"] == 4
     assert "tail" not in read_info(reference).provenance
+
+
+@pytest.fixture(scope="module")
+def wanderer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wanderer")
+    (folder / "config.json").write_text(json.dumps({"policy": "wanderer", "size": 12}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_a_learner_drives_some_turns_and_the_labels_stay_the_experts(wanderer, tmp_path, monkeypatch):
+    monkeypatch.setattr(demonstrating, "TURN_STEPS", 3)
+    collect(ENV, "go_left", 12, 0, tmp_path, noise=0.0, policy=wanderer, policy_share=0.4)
+    dataset, driven = open_dataset(tmp_path, 1, split="all"), 0
+    for start, stop in zip(dataset.episodes.start, dataset.episodes.stop, strict=True):
+        batch = dataset.batch(np.arange(start, stop))
+        position, label = batch["observation.state"][:, 0], batch["action"][:, 0, 0]
+        np.testing.assert_allclose(label, np.clip(GOALS["go_left"] - position, -0.2, 0.2), atol=1e-6)
+        wandered = np.isclose(np.diff(position), 0.1, atol=1e-4)
+        assert np.all(wandered | np.isclose(np.diff(position), label[:-1], atol=1e-4))
+        turns = [wandered[i : i + 3] for i in range(0, len(wandered), 3)]
+        assert all(turn.all() or not turn.any() for turn in turns)
+        driven += wandered.sum()
+    assert 0.2 < driven / dataset.total_frames < 0.6
+    assert read_info(tmp_path).provenance["learner"] == {"sha256": weights_sha256(wanderer), "share": 0.4}
+
+
+def test_a_learner_gives_the_same_bits_with_any_number_of_workers_and_another_one_is_refused(wanderer, tmp_path):
+    for workers_ in (1, 2):
+        collect(ENV, "demo", 3, 0, tmp_path / str(workers_), policy=wanderer, policy_share=0.3, workers=workers_)
+    assert fingerprints(tmp_path / "1") == fingerprints(tmp_path / "2")
+    with pytest.raises(UserError, match="another"):
+        collect(ENV, "demo", 4, 0, tmp_path / "1")
+    (wanderer / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="another"):
+        collect(ENV, "demo", 4, 0, tmp_path / "1", policy=wanderer, policy_share=0.3)
+
+
+def test_a_learner_of_another_world_and_no_share_are_refused(wanderer, tmp_path):
+    with pytest.raises(UserError, match=r"the policy .* does not fit pointworld/Point-v0: .*front"):
+        collect(ENV, "all", 1, 0, tmp_path / "data", policy=wanderer)  # its pictures are larger
+    with pytest.raises(UserError, match=r"policy_share 0: expected above 0"):
+        collect(ENV, "all", 1, 0, tmp_path / "data", policy=wanderer, policy_share=0)
+    with pytest.raises(UserError, match="no checkpoint at"):
+        collect(ENV, "all", 1, 0, tmp_path / "data", policy=tmp_path / "nowhere")
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_sentence_is_the_instruction_of_the_episode(reference):

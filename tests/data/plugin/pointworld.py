@@ -1,10 +1,14 @@
 """A tiny world for the tests of data: a point on a line that must be moved to a mark, drawn by a few array writes."""
 
+import json
 import os
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
+
+from moe_robot.types import Features
 
 ENV_ID = "pointworld/Point-v0"
 TASKS = ("go_left", "go_right", "stay")
@@ -81,6 +85,28 @@ class PointEnv(gymnasium.Env):
         front[:, column] = (200, 40, 90)
         wrist = np.full((8, 8, 3), self._time, np.uint8)
         return {"pixels": {"front": front, "wrist": wrist}, "agent_pos": np.array([self.position, self._time / 10])}
+
+
+class WandererPolicy:
+    """A learner that has learned nothing: it always goes right by a tenth. It counts what it does since its reset."""
+
+    def __init__(self, config):
+        self.features = Features(
+            {"front": (config["size"], config["size"] + 4), "wrist": (8, 8)}, PointEnv.state_names,
+            PointEnv.action_names, PointEnv.control_hz,
+        )  # fmt: skip
+        self._since = 0
+
+    @classmethod
+    def from_pretrained(cls, folder, device="cpu"):
+        return cls(json.loads((Path(folder) / "config.json").read_text()))
+
+    def reset(self):
+        self._since = 0
+
+    def select_action(self, observation):
+        self._since += 1
+        return np.array([0.1, self._since / 100], dtype=np.float32)
 
 
 def register():
