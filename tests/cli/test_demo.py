@@ -67,6 +67,7 @@ def test_a_report_of_another_checkpoint_is_made_again(tmp_path):
     weights = tmp_path / "policy" / "checkpoint" / "model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"")
+    weights.with_name("config.json").write_text("{}")
     (tmp_path / "report.html").write_text("")
     empty_sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     (tmp_path / "report.json").write_text(json.dumps({"checkpoint_sha256": empty_sha256}))
