@@ -18,6 +18,8 @@ from moe_robot.moe.layer import MoEFeedForward, expert_names, expert_roles
 from moe_robot.moe.losses import (
     balance_loss,
     balance_loss_over_all,
+    begin_balance_loss,
+    begin_balance_loss_over_all,
     competitive_loss,
     global_entropy,
     importance_loss,
@@ -53,6 +55,8 @@ __all__ = [
     "at_least_float32",
     "balance_loss",
     "balance_loss_over_all",
+    "begin_balance_loss",
+    "begin_balance_loss_over_all",
     "choose_backend",
     "combine",
     "competitive_loss",

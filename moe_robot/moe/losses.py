@@ -1,7 +1,7 @@
 """Auxiliary losses of the gate, pure functions of a plan. They are returned, never kept anywhere.
 
-Each takes the ``ranks`` that share the batch: its sums go over the tokens of all of them before anything is divided, so
-everybody gets the loss of the whole batch.
+Each takes the ``ranks`` that share the batch: its sums go over the tokens of all of them before anything is divided.
+Everybody gets the loss of the whole batch, but for the z-loss, whose mean over the ranks is that of the whole batch.
 
 The mean of a loss over layers is taken by the caller, after each layer's own product of shares: pooled over layers
 first, four layers that have each collapsed on another expert would look perfectly balanced.
@@ -10,7 +10,7 @@ first, four layers that have each collapsed on another expert would look perfect
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,11 +41,23 @@ def balance_loss(
         (L,) the mean over the modalities that count, and (L,) whether there is any (1.0 or 0.0; the mean is then 0):
         tensors both, so that a GPU need not wait to know.
     """
+    return begin_balance_loss(plans, roles, modalities, ranks)()
+
+
+def begin_balance_loss(
+    plans: Sequence[RoutingPlan], roles: Sequence[str], modalities: Sequence[str], ranks: Ranks = ALONE
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """:func:`balance_loss`, begun: what it returns waits for the sums of the other ranks and gives the losses."""
     own_ME = own_role(roles, modalities).to(plans[0].ids_TK.device)
-    f_LME, p_LME = ranks.sum(torch.stack([_routes_and_gates(plan, len(modalities)) for plan in plans], dim=1)) * own_ME
+    sums = ranks.begin_sum(torch.stack([_routes_and_gates(plan, len(modalities)) for plan in plans], dim=1))
+    return lambda: _balance_of(sums() * own_ME, own_ME.sum(dim=1), plans[0].experts_per_token)
+
+
+def _balance_of(sums_2LME: Tensor, size_M: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """From the routes and gates of all tokens, each modality's to the ``size_M`` experts of its own role."""
+    f_LME, p_LME = sums_2LME
     total_LM = f_LME.sum(dim=-1)
-    size_M = own_ME.sum(dim=1)
-    counts_LM = ((size_M > plans[0].experts_per_token) & (total_LM > 0)).float()
+    counts_LM = ((size_M > k) & (total_LM > 0)).float()
     f_LME = f_LME / total_LM.clamp(min=1).unsqueeze(-1)
     p_LME = p_LME / p_LME.sum(dim=-1, keepdim=True).clamp(min=1e-9)
     terms_LM = size_M * (f_LME * p_LME).sum(dim=-1)
@@ -60,22 +72,32 @@ def _routes_and_gates(plan: RoutingPlan, n_modalities: int) -> Tensor:
 
 def balance_loss_over_all(plans: Sequence[RoutingPlan], ranks: Ranks = ALONE) -> Tensor:
     """The same over all experts and tokens at once, as in papers, which know no roles: (L,) ``E * sum_i f_i P_i``."""
+    return begin_balance_loss_over_all(plans, ranks)()
+
+
+def begin_balance_loss_over_all(plans: Sequence[RoutingPlan], ranks: Ranks = ALONE) -> Callable[[], Tensor]:
+    """:func:`balance_loss_over_all`, begun: what it returns waits for the sums of the other ranks."""
     sums = []
     for plan in plans:
         present_T = plan.chosen_TK.any(dim=1).to(plan.probabilities_TE.dtype)
         p_E = (plan.probabilities_TE * present_T.unsqueeze(1)).sum(dim=0)
         f_E = routes_of(plan, 1, pooled=True)[0].to(p_E.dtype)
         sums.append(torch.stack([f_E, p_E, present_T.sum().expand_as(p_E)]))
-    f_LE, p_LE, n_LE = ranks.sum(torch.stack(sums, dim=1))
-    p_LE = p_LE / n_LE.clamp(min=1)
-    return f_LE.shape[1] * (f_LE / f_LE.sum(dim=-1, keepdim=True).clamp(min=1) * p_LE).sum(dim=-1)
+    total = ranks.begin_sum(torch.stack(sums, dim=1))
+
+    def result() -> Tensor:
+        f_LE, p_LE, n_LE = total()
+        p_LE = p_LE / n_LE.clamp(min=1)
+        return f_LE.shape[1] * (f_LE / f_LE.sum(dim=-1, keepdim=True).clamp(min=1) * p_LE).sum(dim=-1)
+
+    return result
 
 
 def z_loss(plan: RoutingPlan, ranks: Ranks = ALONE) -> Tensor:
     """Router z-loss (ST-MoE, Zoph et al. 2022, eq. 5): mean squared log-partition, keeps logits small."""
     present_T = plan.logits_TE.amax(dim=-1) > float("-inf")  # a token with no expert available has no logits
     z_T = torch.where(present_T.unsqueeze(1), plan.logits_TE, 0.0).logsumexp(dim=-1)
-    return ranks.ratio((z_T.square() * present_T).sum(), present_T.sum())
+    return (z_T.square() * ranks.begin_shares(present_T)()).sum()
 
 
 def importance_loss(plan: RoutingPlan, ranks: Ranks = ALONE) -> Tensor:

@@ -1,8 +1,9 @@
 """The processes that share one batch: sums, means and selections over all of it, as if one process held it all.
 
-Every process computes the loss of the whole batch, and its gradients are averaged over the processes, as
-DistributedDataParallel does. Each then counts as often as there are processes, so the backward of a sum multiplies by
-their number; nothing has to be sent for it.
+The loss of the whole batch is the mean of what the processes compute, and its gradient the mean of their gradients,
+which DistributedDataParallel takes. In that mean each counts one over their number, so the backward of a sum multiplies
+by their number; nothing has to be sent for it. Only what is not linear in the tokens needs a sum in the forward pass; a
+mean needs no more than how many there are, which is known before.
 """
 
 from __future__ import annotations
@@ -37,34 +38,32 @@ class Ranks:
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of everybody's ``x``, with gradients."""
-        return x if self.size == 1 else _Sum.apply(x, self)  # pyright: ignore[reportReturnType]
+        return self.begin_sum(x)()
 
     def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
-        """Begin to add up everybody's ``x``, without gradients; the result waits until all have begun, and gives it.
+        """Begin to add up everybody's ``x``; the result waits until all have begun, and gives the sum, with gradients.
 
         For what is not needed at once: processes that do not wait for each other need not keep in step.
         """
-        total = x.detach().clone()
         if self.size == 1:
-            return lambda: total
+            return lambda: x
+        total = x.detach().clone()
         work = dist.all_reduce(total, group=self.group, async_op=True)
         assert work is not None
 
         def result() -> Tensor:
             work.wait()
-            return total
+            return _Sum.apply(x, total, self.size)  # pyright: ignore[reportReturnType]
 
         return result
 
-    def mean(self, x: Tensor) -> Tensor:
-        """The mean of everybody's ``x``, with gradients."""
-        return x if self.size == 1 else self.sum(x) / self.size
+    def begin_shares(self, counts: Tensor) -> Callable[[], Tensor]:
+        """Begin to count what is True for everybody; the result gives float32 weights of the same shape.
 
-    def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
-        """Sum of the numerators over the sum of the denominators (at least 1); scalars, with gradients."""
-        if self.size > 1:
-            numerator, denominator = self.sum(torch.stack([numerator, denominator.to(numerator.dtype)]))
-        return numerator / denominator.clamp(min=1)
+        The mean over the processes of a weighted sum is then the mean over all that count; 0 where nothing does.
+        """
+        total = self.begin_sum(counts.sum())
+        return lambda: counts.float() * (self.size / total().clamp(min=1))
 
     def gather(self, x_TN: Tensor) -> tuple[Tensor, slice]:
         """Everybody's rows one below the other, however many each has, without gradients; and which are ours."""
@@ -95,13 +94,11 @@ def share(model: nn.Module, ranks: Ranks) -> None:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
-        ctx.size = ranks.size
-        total = x.detach().clone()
-        dist.all_reduce(total, group=ranks.group)
-        return total
+    def forward(ctx: Any, x: Tensor, total: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        return total.view_as(total)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grads[0] * ctx.size, None
+        return grads[0] * ctx.size, None, None

@@ -8,7 +8,7 @@ is a team of one, which sends nothing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -69,6 +69,7 @@ class Team:
         self.model = DistributedDataParallel(
             policy, process_group=self.averaging, broadcast_buffers=False, find_unused_parameters=True,
             gradient_as_bucket_view=True,  # gradients are sent from where they are made
+            bucket_cap_mb=_bucket(policy),
         )  # fmt: skip
 
     def _divide_experts(self, policy: nn.Module) -> None:
@@ -122,6 +123,11 @@ class Team:
         nn.utils.clip_grads_with_norm_(parameters, norm, total)
         return float(total)
 
+    def begin_mean(self, numbers: Mapping[str, float]) -> Callable[[], dict[str, float]]:
+        """Begin to take the mean of everybody's numbers, which have the same names; the result waits and gives it."""
+        total = self.ranks.begin_sum(torch.tensor([*numbers.values()], dtype=torch.float64))
+        return lambda: dict(zip(numbers, (total() / self.ranks.size).tolist(), strict=True))
+
     def agree(self, elapsed: float, save: bool, stop: bool) -> tuple[float, bool, bool]:
         """The same answer for all: the first process's clock and its wish to save, and whether anybody must stop.
 
@@ -153,3 +159,9 @@ class Team:
         everybodys: list[Any] = [None] * self.ranks.size
         dist.all_gather_object(everybodys, value)
         return reduce(add, everybodys)
+
+
+def _bucket(policy: nn.Module) -> float:
+    """MiB of gradients sent at a time: a quarter, so that most are on their way while the others are made."""
+    size = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    return min(max(size / 4 / 2**20, 1.0), 25.0)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -161,34 +163,34 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = group["rate"] * config.learning_rate * schedule(self.step, self.fraction, config.warmup)
         self.optimiser.zero_grad(set_to_none=True)
-        total, sums = 0.0, {}
+        told = []
         for part in range(parts):
             size = config.batch_size // (parts * team.ranks.size)
             rows = self.dataset.draw(config.seed, self.step * parts + part, size, team.ranks.rank, team.ranks.size)
             with team.part(last=part == parts - 1):
                 loss, logs = self._forward(self.dataset.batch(rows))
+                told.append(team.begin_mean({"loss": loss.item(), **logs}))  # on its way during the backward pass
                 (loss / parts).backward()
-            total += loss.item() / parts
-            for name, value in logs.items():
-                sums[name] = sums.get(name, 0.0) + value / parts
+        means = [of_part() for of_part in told]
+        logs = {name: statistics.fmean(of_part[name] for of_part in means) for name in means[0]}
+        loss = logs.pop("loss")
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {self.step}: the last saved state is kept in {config.out}; "
+                "try a smaller --learning-rate or --precision fp32"
+            )
         team.average_experts()
         norm = team.clip(self.parameters, config.clip)
         self.optimiser.step()
-        return total, sums, norm
+        return loss, logs, norm
 
     def _forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, float]]:
-        out = self.config.out
         with autocast(self.device, self.bf16):
             try:
-                loss, logs = self.team.model(batch)
+                return self.team.model(batch)
             except ValueError as error:
-                raise UserError(f"{error}; step {self.step}, the last saved state is kept in {out}") from error
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.step}: the last saved state is kept in {out}; "
-                "try a smaller --learning-rate or --precision fp32"
-            )
-        return loss, logs
+                kept = f"the last saved state is kept in {self.config.out}"
+                raise UserError(f"{error}; step {self.step}, {kept}") from error
 
     def _save(self) -> None:
         values = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from moe_robot.moe import (
     ALONE,
     Ranks,
     RoutingPlan,
-    balance_loss,
-    balance_loss_over_all,
+    begin_balance_loss,
+    begin_balance_loss_over_all,
     global_entropy,
     importance_loss,
     load_loss,
@@ -22,20 +22,32 @@ from moe_robot.moe import (
 )
 
 
-def gate_losses(
+def begin_gate_losses(
     config: PolicyConfig, roles: Sequence[str], plans: Sequence[RoutingPlan], ranks: Ranks = ALONE
-) -> dict[str, Tensor]:
-    """Name -> unweighted loss, each computed per plan and averaged (never pooled first).
+) -> Callable[[], dict[str, Tensor]]:
+    """What is returned gives name -> unweighted loss, each computed per plan and averaged (never pooled first).
 
     A loss whose weight is 0 is left out, but for the balance, which is always logged. A plan with nothing to balance is
-    left out of the balance; it is 0 when none has anything. ``ranks`` share the batch.
+    left out of the balance; it is 0 when none has anything. ``ranks`` share the batch, and the sums of the balance are
+    on their way until the losses are asked for.
     """
-    m = len(MODALITIES)
     if config.balances_all:
-        losses = {"balance_loss": balance_loss_over_all(plans, ranks).mean()}
-    else:
-        values_L, counts_L = balance_loss(plans, roles, MODALITIES, ranks)
-        losses = {"balance_loss": (values_L * counts_L).sum() / counts_L.sum().clamp(min=1)}
+        of_all = begin_balance_loss_over_all(plans, ranks)
+        return lambda: _with_others(config, plans, ranks, of_all().mean())
+    by_role = begin_balance_loss(plans, roles, MODALITIES, ranks)
+
+    def losses() -> dict[str, Tensor]:
+        values_L, counts_L = by_role()
+        return _with_others(config, plans, ranks, (values_L * counts_L).sum() / counts_L.sum().clamp(min=1))
+
+    return losses
+
+
+def _with_others(
+    config: PolicyConfig, plans: Sequence[RoutingPlan], ranks: Ranks, balance: Tensor
+) -> dict[str, Tensor]:
+    m = len(MODALITIES)
+    losses = {"balance_loss": balance}
     others = {
         "z_loss": lambda plan: z_loss(plan, ranks),
         "importance_loss": lambda plan: importance_loss(plan, ranks),

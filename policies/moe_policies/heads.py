@@ -1,4 +1,7 @@
-"""Action heads: from the action tokens to a chunk of H normalised actions. Both have ``loss`` and ``sample``."""
+"""Action heads: from the action tokens to a chunk of H normalised actions. All have ``loss`` and ``sample``.
+
+A loss weighs the error of each step of each chunk, (B, H): padding counts 0, and what counts has all weight together.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from moe_robot.moe import ALONE, Ranks, at_least_float32, competitive_loss, fresh_key, normal, uniform
-
-
-def masked_mean_error(error_BHA: Tensor, pad_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
-    """Mean over the steps that are no padding, (B, H, A) and bool (B, H) -> scalar."""
-    keep_BH1 = (~pad_BH).unsqueeze(-1).to(error_BHA.dtype)
-    return ranks.ratio((error_BHA * keep_BH1).sum(), keep_BH1.sum() * error_BHA.shape[-1])
 
 
 class L1Head(nn.Module):
@@ -35,9 +32,10 @@ class L1Head(nn.Module):
         parts = [out(h_BGD[:, g]).view(h_BGD.shape[0], self.chunk, -1) for g, out in enumerate(self.out)]
         return torch.cat(parts, dim=-1)[..., self.order]  # type: ignore[index]
 
-    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
-        """Mean absolute error over the steps that are no padding."""
-        return masked_mean_error((at_least_float32(self.sample(context_BGD)) - action_BHA).abs(), pad_BH, ranks)
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, weight_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        """Absolute error, the mean over the entries of an action."""
+        error_BHA = (at_least_float32(self.sample(context_BGD)) - action_BHA).abs()
+        return (error_BHA.mean(dim=-1) * weight_BH).sum()
 
 
 class FlowHead(nn.Module):
@@ -73,8 +71,8 @@ class FlowHead(nn.Module):
             x_BX = x_BX + self._field(context_BC, x_BX, t_B1) / self.steps
         return x_BX.view(-1, self.chunk, self.n_actions)
 
-    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
-        """Squared error of the velocity at a random time, over the steps that are no padding."""
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, weight_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        """Squared error of the velocity at a random time, the mean over the entries of an action."""
         target_BX = action_BHA.flatten(1)
         sample_B = ranks.samples(len(target_BX), target_BX.device)
         noise_BX = normal(fresh_key(), sample_B, target_BX.shape[1]).to(target_BX.dtype)
@@ -82,7 +80,7 @@ class FlowHead(nn.Module):
         x_BX = noise_BX * (1 - t_B1) + target_BX * t_B1
         context_BC = self.norm(at_least_float32(context_BGD)).flatten(1)
         error_BX = at_least_float32(self._field(context_BC, x_BX, t_B1)) - (target_BX - noise_BX)
-        return masked_mean_error(error_BX.square().view_as(action_BHA), pad_BH, ranks)
+        return (error_BX.square().view_as(action_BHA).mean(dim=-1) * weight_BH).sum()
 
 
 class MixtureHead(nn.Module):
@@ -110,11 +108,11 @@ class MixtureHead(nn.Module):
         p_BE, chunk_BEHA = self._mixture(context_BGD)
         return torch.einsum("be,beha->bha", p_BE, chunk_BEHA)
 
-    def loss(self, context_BGD: Tensor, action_BHA: Tensor, pad_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
-        """The competitive error per step that is no padding."""
+    def loss(self, context_BGD: Tensor, action_BHA: Tensor, weight_BH: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        """The competitive error per step that counts; it is of a case, so all of a case's steps weigh alike or 0."""
         p_BE, chunk_BEHA = self._mixture(context_BGD)
-        keep_BH1 = (~pad_BH).unsqueeze(-1).to(action_BHA.dtype)
+        keep_BH1 = (weight_BH > 0).unsqueeze(-1).to(action_BHA.dtype)
         error_B = competitive_loss(
             p_BE, (chunk_BEHA * keep_BH1.unsqueeze(1)).flatten(2), (action_BHA * keep_BH1).flatten(1)
         )
-        return ranks.ratio(error_B.sum(), keep_BH1.sum())
+        return (error_B * weight_BH.amax(dim=1)).sum()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_policies.heads import FlowHead, L1Head, MixtureHead
-from moe_policies.places import PlaceNames, Places, picture_loss
+from moe_policies.places import PlaceNames, Places, in_picture, picture_loss
 from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Look, StateStem, Summary, TextStem, unit
 from moe_policies.trunk import Block, FeedForward, Gating, Tokens
-from moe_robot.moe import ALONE, MoEFeedForward, Ranks, RoutingPlan, at_least_float32, expert_roles
+from moe_robot.moe import MoEFeedForward, RoutingPlan, at_least_float32, expert_roles
 from moe_robot.types import Features
 
 GRASP_NAME = "gripper"
@@ -181,14 +181,16 @@ class Network(nn.Module):
         state_BTS = state_BS[:, None, self.heeded].expand(-1, finds[0].shape[1], -1)
         return self.places(torch.cat([*finds, state_BTS], dim=-1))
 
-    def picture_loss(self, looks: Mapping[str, Look], told_BN: Tensor, ranks: Ranks = ALONE) -> Tensor | None:
-        """Mean over the cameras whose pictures the demonstrations tell of; None where there is none."""
-        losses = [
-            picture_loss(look.scores_BTHW, told_BN, self.told.pictures[camera], ranks)
-            for camera, look in looks.items()
-            if camera in self.told.pictures
-        ]
-        return torch.stack(losses).mean() if losses else None
+    def in_pictures(self, told_BN: Tensor) -> dict[str, Tensor]:
+        """Camera -> bool (B, T), for the cameras of whose pictures the demonstrations tell; training only."""
+        pairs = self.told.pictures
+        return {camera: in_picture(told_BN, pairs[camera]) for camera in self.glimpses if camera in pairs}
+
+    def picture_loss(self, looks: Mapping[str, Look], told_BN: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Mean over the cameras of :meth:`in_pictures`, of which there is one at least."""
+        pairs = self.told.pictures
+        losses = [picture_loss(looks[name].scores_BTHW, told_BN, pairs[name], of) for name, of in weights.items()]
+        return torch.stack(losses).mean()
 
     def _available_for(self, tokens: Tokens) -> Tensor | None:
         """bool (B, E): False for the experts of a role of whose modality a sample has no token at all."""

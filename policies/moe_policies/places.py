@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from moe_robot.moe import ALONE, Ranks, at_least_float32
+from moe_robot.moe import at_least_float32
 
 PICTURE_AXES = ("u", "v")
 STRIDE = 4
@@ -75,9 +75,17 @@ class Places(nn.Module):
         return (self.layers(finds_BTR) + self.offset).flatten(1)[:, self.order]
 
 
-def picture_loss(
-    scores_BTHW: Tensor, told_BN: Tensor, pairs: Sequence[tuple[int, int]], ranks: Ranks = ALONE
-) -> Tensor:
+def in_picture(told_BN: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """bool (B, things that are told of): which appear in one camera's picture; see :func:`picture_loss`."""
+    return (_told_uv(told_BN, pairs).abs() <= 1).all(dim=-1)
+
+
+def _told_uv(told_BN: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Where the things that are told of appear, (B, told things, 2) in [-1, 1] where the picture is."""
+    return told_BN[:, torch.tensor([pair for pair in pairs if min(pair) >= 0], device=told_BN.device)].float()
+
+
+def picture_loss(scores_BTHW: Tensor, told_BN: Tensor, pairs: Sequence[tuple[int, int]], weight_BT: Tensor) -> Tensor:
     """Cross-entropy between where one camera's search looked and where the things appear, over those in its picture.
 
     The label's weight is shared by the four places around it. Without this loss a search has to become narrow by itself
@@ -87,12 +95,11 @@ def picture_loss(
         scores_BTHW: of the search, before the softmax over places (B, T, H, W).
         told_BN: the ``environment_state``, as recorded.
         pairs: for each thing, where in it u and v are.
-        ranks: who shares the batch.
+        weight_BT: of each thing that is told of in each sample, 0 where it is not :func:`in_picture`.
     """
     h, w = scores_BTHW.shape[-2:]
     told = [t for t, pair in enumerate(pairs) if min(pair) >= 0]
-    uv_BT2 = told_BN[:, torch.tensor([pairs[t] for t in told], device=told_BN.device)].float()
-    inside_BT = (uv_BT2.abs() <= 1).all(dim=-1)
+    uv_BT2 = _told_uv(told_BN, pairs)
     size_2 = torch.tensor([w, h], device=uv_BT2.device)
     at_BT2 = ((uv_BT2 + 1) / 2 * size_2 - 0.5 / STRIDE).clamp(min=0).minimum(size_2 - 1.001)  # place 0 is at pixel 0
     corner_BT2, rest_BT2 = at_BT2.long(), at_BT2.frac()
@@ -102,7 +109,7 @@ def picture_loss(
         across_BT, along_BT = (rest_BT2[..., k] if far else 1 - rest_BT2[..., k] for k, far in enumerate((right, down)))
         place_BT = (corner_BT2[..., 1] + down) * w + corner_BT2[..., 0] + right
         hit_BT = hit_BT + across_BT * along_BT * log_BTP.gather(-1, place_BT.unsqueeze(-1)).squeeze(-1)
-    return -ranks.ratio((hit_BT * inside_BT).sum(), inside_BT.sum())
+    return -(hit_BT * weight_BT).sum()
 
 
 def thing_of(name: str) -> str:

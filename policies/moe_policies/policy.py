@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moe_policies.capture import capture
 from moe_policies.config import PolicyConfig
 from moe_policies.cost import WORDS, cost_of
-from moe_policies.gate_losses import gate_losses, weighted
+from moe_policies.gate_losses import begin_gate_losses, weighted
 from moe_policies.network import Inputs, Network
 from moe_policies.presets import PRESETS, preset
 from moe_policies.pretrained import TextEncoder, resolve_text_encoder
@@ -228,46 +228,49 @@ class MultimodalPolicy(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """Training loss of a batch in the data set's keys, and numbers for the log.
 
+        Where several processes share a batch, the mean of what they return is that of the whole batch.
+
         Args:
             batch: ``observation.images.<camera>`` uint8 (B, H, W, 3), ``observation.state`` (B, S), ``task`` list of
                 B sentences, ``task_name`` list of B names, ``action`` (B, H, A), ``action_is_pad`` bool (B, H), and
                 ``environment_state`` (B, n) for a policy that learns places; arrays or tensors.
         """
         inputs = self._inputs(batch)
+        counted = self.ranks.begin_shares(~self._tensor(batch[ACTION_IS_PAD]))
+        told_BN = None if self.network.places is None else self._tensor(batch[ENVIRONMENT_STATE])
+        seen = {} if told_BN is None else self.network.in_pictures(told_BN)
+        seen = {camera: self.ranks.begin_shares(inside_BT) for camera, inside_BT in seen.items()}
         with self._measuring_a_batch():
             out = self.network(inputs, self.studies.available_E)
         self.latest_plans, self._present = out.plans, out.present
+        plans = [plan for of_layer in out.plans for plan in of_layer]
+        of_gate = begin_gate_losses(self.config, self.network.roles, plans, self.ranks) if plans else None
+        logs: dict[str, Tensor] = {}
+        if plans and self.training:
+            self.watches.note(out.plans)
+            if self.config.capacity_factor is not None:
+                logs["drop_rate"] = torch.stack([drop_rate(plan) for plan in plans]).mean()
         target_BHA = self.processor.normalise(ACTION, self._tensor(batch[ACTION]))
-        loss = self.network.head.loss(out.action_BGD, target_BHA, self._tensor(batch[ACTION_IS_PAD]), self.ranks)
-        logs = {"action_loss": float(loss.detach())}
-        if plans := [plan for of_layer in out.plans for plan in of_layer]:
-            losses = gate_losses(self.config, self.network.roles, plans, self.ranks)
-            loss = loss + weighted(self.config, losses)
-            logs |= {name: float(value.detach()) for name, value in losses.items()}
-            if self.training:
-                self.watches.note(out.plans)
-            if self.training and self.config.capacity_factor is not None:
-                logs["drop_rate"] = float(self.ranks.mean(torch.stack([drop_rate(plan) for plan in plans]).mean()))
-        means: dict[str, tuple[float, Tensor]] = {}
+        loss = logs["action_loss"] = self.network.head.loss(out.action_BGD, target_BHA, counted(), self.ranks)
         if self.network.task_head is not None:
             names = torch.tensor([self.config.task_names.index(name) for name in batch[TASK_NAME]], device=self.device)
             guess = at_least_float32(self.network.task_head(out.summary_BS))
-            means["task_loss"] = self.config.task_weight, F.cross_entropy(guess, names)
-        if self.network.places is not None:
-            told_BN = self._tensor(batch[ENVIRONMENT_STATE])
+            logs["task_loss"] = F.cross_entropy(guess, names)
+            loss = loss + self.config.task_weight * logs["task_loss"]
+        if told_BN is not None:
             place_BN = self.processor.normalise(ENVIRONMENT_STATE, told_BN)[:, list(self.network.told.world)]
             found_BN = at_least_float32(self.network.told_places(out.looks, inputs.state_BS))
-            means["places_loss"] = self.config.places_weight, (found_BN - place_BN).abs().mean()
-            picture_loss = self.network.picture_loss(out.looks, told_BN, self.ranks)
-            if picture_loss is not None:
-                loss = loss + self.config.pictures_weight * picture_loss
-                logs["picture_loss"] = float(picture_loss.detach())
-        if means:
-            together = self.ranks.mean(torch.stack([value for _, value in means.values()]))
-            for (name, (weight, _)), value in zip(means.items(), together, strict=True):
-                loss = loss + weight * value
-                logs[name] = float(value.detach())
-        return loss, logs
+            logs["places_loss"] = (found_BN - place_BN).abs().mean()
+            loss = loss + self.config.places_weight * logs["places_loss"]
+        if told_BN is not None and seen:
+            weights = {camera: shares() for camera, shares in seen.items()}
+            logs["picture_loss"] = self.network.picture_loss(out.looks, told_BN, weights)
+            loss = loss + self.config.pictures_weight * logs["picture_loss"]
+        if of_gate is not None:
+            losses = of_gate()
+            loss = loss + weighted(self.config, losses)
+            logs |= losses
+        return loss, {name: float(value.detach()) for name, value in logs.items()}
 
     @contextmanager
     def _measuring_a_batch(self) -> Iterator[None]:

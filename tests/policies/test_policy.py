@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from moe_policies.config import MODALITIES, PolicyConfig
-from moe_policies.places import PlaceNames, Places, picture_loss
+from moe_policies.places import PlaceNames, Places, in_picture, picture_loss
 from moe_policies.policy import MultimodalPolicy
 from moe_policies.presets import PRESETS
 from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse
@@ -216,16 +216,20 @@ def test_the_picture_loss_is_least_where_the_thing_appears():
         for x in range(12):
             scores = torch.zeros(1, 1, 8, 12)
             scores[0, 0, y, x] = 8.0
-            losses[y, x] = picture_loss(scores, told, [(0, 1)])
+            losses[y, x] = picture_loss(scores, told, [(0, 1)], in_picture(told, [(0, 1)]))
     assert divmod(int(losses.argmin()), 12) == (3, 5)
     assert losses[3, 5] < 0.1 < 7 < losses[4, 5]
 
 
 def test_a_thing_outside_the_picture_or_untold_costs_nothing_and_one_at_its_edge_something():
     scores = torch.randn(2, 2, 8, 12, requires_grad=True)
+    pairs = [(0, 1), (-1, -1)]
     outside = torch.tensor([[0.3, 1.2], [2.0, 2.0]])
-    assert picture_loss(scores, outside, [(0, 1), (-1, -1)]) == 0
-    edge = picture_loss(scores, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), [(0, 1), (-1, -1)])
+    assert in_picture(outside, pairs).tolist() == [[False], [False]]
+    assert picture_loss(scores, outside, pairs, in_picture(outside, pairs)) == 0
+    at_edge = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    assert in_picture(at_edge, pairs).tolist() == [[True], [True]]
+    edge = picture_loss(scores, at_edge, pairs, in_picture(at_edge, pairs) / 2)
     edge.backward()
     assert edge > 0
     assert bool((scores.grad[:, 0] != 0).any())
