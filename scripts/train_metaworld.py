@@ -1,21 +1,29 @@
 """Meta-World from one camera and one sentence: collect demonstrations, train, evaluate. See docs/metaworld.md.
 
 python scripts/train_metaworld.py --out runs/mt10
-python scripts/train_metaworld.py --out runs/mt50 --tasks mt50 --episodes 50 --minutes 480
+python scripts/train_metaworld.py --out runs/mt50 --tasks mt50 --episodes 50 --minutes 480 --dagger-rounds 2
 
-Stop it whenever you like; the same command goes on from there.
+Stop it whenever you like; the same command goes on from there. More rounds may be asked for later.
 """
 
 import argparse
+import dataclasses
+import os
 import sys
 from pathlib import Path
 
-from moe_robot.cli import demo
+import yaml
+
+from moe_robot.cli import collect, demo, train
+from moe_robot.training.checkpoint import has_state
 from moe_robot.types import UserError
+
+ENV = {"env": "metaworld", "env_options": ("control_hz=40", "image_size=128", "cameras=close")}
+TAIL = 20  # what to do at the goal
 
 
 def main() -> int:
-    """The three steps of ``moe-robot demo`` in another world."""
+    """The three steps of ``moe-robot demo`` in another world, then the rounds that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", default="mt10")
@@ -24,14 +32,16 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="steps of training in place of minutes")
     parser.add_argument("--preset", default="moe")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dagger-rounds", type=int, default=0, help="rounds of DAgger after it (0)")
+    parser.add_argument("--dagger-episodes", type=int, default=10, help="of each task and round (10)")
+    parser.add_argument("--dagger-steps", type=int, default=3000, help="steps of training in each round (3000)")
     arguments = parser.parse_args()
     options = demo.Options(
         out=arguments.out,
-        env="metaworld",
-        env_options=("control_hz=40", "image_size=128", "cameras=close"),
+        **ENV,
         tasks=arguments.tasks,
         episodes_per_task=arguments.episodes,
-        tail=20,  # what to do at the goal
+        tail=TAIL,
         minutes=arguments.minutes,
         steps=arguments.steps,
         preset=arguments.preset,
@@ -42,13 +52,55 @@ def main() -> int:
         video=1,
     )
     try:
-        return demo.run(options)
+        status = demo.run(options)
+        for number in range(1, arguments.dagger_rounds + 1):
+            if status:
+                break
+            status = dagger_round(number, options, arguments.dagger_episodes, arguments.dagger_steps)
+        return status
     except UserError as error:
         print(f"train_metaworld: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(f"train_metaworld: stopped; {stopped}", file=sys.stderr)
         return 130
+
+
+def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) -> int:
+    """The latest policy drives half of the time and the expert labels it; train further on all there is; evaluate."""
+    folder, before = (options.out if n == 0 else options.out / f"round-{n}" for n in (number, number - 1))
+    print(f"[round {number}] {episodes} episodes of each task that {before / 'policy'} half drives", flush=True)
+    status = collect.run(
+        collect.Options(
+            **ENV,
+            tasks=options.tasks,
+            episodes=episodes,
+            tail=TAIL,
+            seed=1000 * number,  # not the layouts of the demonstrations
+            out=folder / "demonstrations",
+            policy=before / "policy",
+        )
+    )
+    if status:
+        return status
+    rounds = [options.out, *(options.out / f"round-{n}" for n in range(1, number + 1))]
+    parts = [{"data": os.path.relpath(of / "demonstrations", folder)} for of in rounds]
+    (folder / "mixture.yaml").write_text(yaml.safe_dump(parts))
+    policy = folder / "policy"
+    if not train.is_trained(policy):
+        print(f"[round {number}] training for {steps} steps more", flush=True)
+        status = train.run(
+            train.Options(
+                data=folder / "mixture.yaml",
+                out=policy,
+                finetune=before / "policy",
+                learning_rate=3e-4,  # a third of the peak from before: it is to learn, and not to forget
+                steps=steps,
+                seed=options.seed,
+                resume=has_state(policy),
+            )
+        )
+    return status or demo.evaluate(dataclasses.replace(options, out=folder))
 
 
 if __name__ == "__main__":  # workers start by importing this file

@@ -69,7 +69,7 @@ def run(options: Options) -> int:
     steps: tuple[tuple[str, Callable[[Options], int]], ...] = (
         (f"collecting {options.episodes_per_task} demonstrations of each task", _collect),
         (f"training the preset {options.preset!r} for {_length(options)}", _train),
-        (f"evaluating {options.eval_episodes} fresh episodes of each task", _evaluate),
+        (f"evaluating {options.eval_episodes} fresh episodes of each task", evaluate),
     )
     minutes: list[str] = []
     for number, (title, step) in enumerate(steps, 1):
@@ -158,7 +158,8 @@ def _has_gate(folder: Path) -> bool:
     return json.loads((folder / "checkpoint" / "train.json").read_text())["routing"]["final"] is not None
 
 
-def _evaluate(options: Options) -> int:
+def evaluate(options: Options) -> int:
+    """Evaluate the policy in ``options.out``, unless its reports are there."""
     if _is_reported(options.out):
         from rich.console import Console
 
@@ -167,10 +168,10 @@ def _evaluate(options: Options) -> int:
         print_report((options.out / "report.json").read_text(encoding="utf-8"), Console())
         print(f"evaluated already: {options.out / 'report.html'}")
         return 0
-    from moe_robot.cli import eval as evaluate
+    from moe_robot.cli import eval as verb
 
-    return evaluate.run(
-        evaluate.Options(
+    return verb.run(
+        verb.Options(
             checkpoint=options.out / "policy",
             out=options.out,
             env=options.env,

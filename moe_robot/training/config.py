@@ -22,6 +22,9 @@ class TrainConfig:
     upcycle: Path | None = None
     """Checkpoint of a trained dense policy: begin with a mixture whose experts all are its networks, in place of a
     fresh one of the preset; --config then gives the mixture's settings."""
+    finetune: Path | None = None
+    """Checkpoint or run of a trained policy: go on with its weights, settings and normalisation, perhaps on other
+    demonstrations, in place of a fresh one of the preset. A --learning-rate below the default forgets less."""
     steps: int | None = None
     """Train for this many optimiser steps (deterministic on a CPU: same seed, same losses)."""
     minutes: float | None = None

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moe_robot import registry
@@ -18,8 +19,8 @@ from moe_robot.training.config import TrainConfig
 from moe_robot.types import UserError
 
 FREE = {
-    "out", "data", "resume", "steps", "minutes", "threads", "device", "save_every", "upcycle", "stream", "keep",
-    "expert_parallel",
+    "out", "data", "resume", "steps", "minutes", "threads", "device", "save_every", "upcycle", "finetune",
+    "stream", "keep", "expert_parallel",
 }  # fmt: skip
 """Options that may change when a run is resumed."""
 
@@ -30,13 +31,15 @@ class Beginning:
 
     Attributes:
         dataset: to train on.
-        policy: fresh, or upcycled from a dense one; on the CPU.
+        policy: fresh, upcycled from a dense one, or another's weights to go on with; on the CPU.
+        preset: its name.
         probe: to measure on.
         probed: what to call the result: "validation", or "training_probe" where too few episodes are held out.
     """
 
     dataset: Dataset | Mixture
     policy: Any
+    preset: str
     probe: Dataset | Mixture
     probed: str
 
@@ -54,6 +57,8 @@ def check(config: TrainConfig) -> None:
         if getattr(config, name) < 1:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} is {getattr(config, name)}, expected at least 1")
+    if config.finetune and (config.upcycle or config.config or config.no_text):
+        raise UserError("--finetune goes on with a policy as it is: leave out --upcycle, --config and --no-text")
     if has_state(config.out) and not config.resume:
         raise UserError(f"{config.out} holds a run already: add --resume to go on with it, or choose another --out")
 
@@ -62,23 +67,27 @@ def begin(config: TrainConfig) -> Beginning:
     """Open the demonstrations and make the policy."""
     overrides = registry.parse_options(config.config) | ({"text": "none"} if config.no_text else {})
     policy_class = _preset_class(config.preset)
-    begun = _upcycled(config, overrides) if config.upcycle else None
+    begun = _begun(config, overrides)
     horizon = begun.config.chunk if begun else policy_class.preset_horizon(config.preset, **overrides)
     dataset = _open(config, horizon, "train")
     if begun and (reason := begun.features.mismatch(dataset.features)):
         rows = match(begun.features, dataset.features)
-        raise FeaturesDiffer(f"{config.upcycle} does not fit {config.data}: {reason}", rows)
+        raise FeaturesDiffer(f"{config.upcycle or config.finetune} does not fit {config.data}: {reason}", rows)
+    if begun and config.finetune:
+        begun = begun.continued(dataset.features, dataset.tasks, _task_names(dataset))
     policy = begun or policy_class.from_preset(
         config.preset, dataset.features, dataset.statistics, dataset.tasks, _task_names(dataset), **overrides
     )
-    return Beginning(dataset, policy, *_probe_data(config, horizon, dataset))
+    preset = begun.config.preset if begun and config.finetune else config.preset
+    return Beginning(dataset, policy, preset, *_probe_data(config, horizon, dataset))
 
 
 def fingerprint(config: TrainConfig, data_hash: str) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run. Its length may grow."""
     fixed = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE}
-    begun = registry.weights_sha256(config.upcycle) if config.upcycle else None
-    return json.loads(json.dumps({**fixed, "data_sha256": data_hash, "upcycled_sha256": begun}))
+    upcycled, finetuned = (registry.weights_sha256(of) if of else None for of in (config.upcycle, config.finetune))
+    hashes = {"data_sha256": data_hash, "upcycled_sha256": upcycled, "finetuned_sha256": finetuned}
+    return json.loads(json.dumps({**fixed, **hashes}))
 
 
 def check_same_run(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
@@ -97,14 +106,18 @@ def _preset_class(name: str) -> Any:
     return presets[name]
 
 
-def _upcycled(config: TrainConfig, overrides: Mapping[str, Any]) -> Any:
-    assert config.upcycle is not None
-    dense = registry.load_policy(config.upcycle)
-    if not hasattr(dense, "upcycled"):
-        raise UserError(
-            f"{config.upcycle} holds a {type(dense).__name__}, which cannot be upcycled: expected a dense policy"
-        )
-    return dense.upcycled(**overrides)  # type: ignore[attr-defined]
+def _begun(config: TrainConfig, overrides: Mapping[str, Any]) -> Any:
+    """The policy whose weights the run begins with; None for a fresh one."""
+    if config.upcycle:
+        return _loaded(config.upcycle, "upcycled", "upcycled: expected a dense policy").upcycled(**overrides)
+    return _loaded(config.finetune, "continued", "trained further") if config.finetune else None
+
+
+def _loaded(checkpoint: Path, ability: str, what: str) -> Any:
+    policy = registry.load_policy(checkpoint)
+    if not hasattr(policy, ability):
+        raise UserError(f"{checkpoint} holds a {type(policy).__name__}, which cannot be {what}")
+    return policy
 
 
 def _task_names(dataset: Any) -> tuple[str, ...]:

@@ -220,7 +220,7 @@ class _Run:
         policy.load_state_dict(average)
         record: dict[str, Any] = {
             "moe_robot": __version__,
-            "preset": config.preset,
+            "preset": self.probed.preset,
             "seed": config.seed,
             "steps": self.step,
             "minutes": self.elapsed / 60,
@@ -228,6 +228,7 @@ class _Run:
             "batch_size": config.batch_size,
             "processes": self.team.ranks.size,
             "parameters": sum(p.numel() for p in policy.parameters()),
+            **{name: self.fingerprint[name] for name in ("upcycled_sha256", "finetuned_sha256")},
             "dataset_sha256": dataset.content_hash,
             "episodes": len(dataset.episodes),
             "tasks": tuple(config.tasks.split(",")) if config.tasks else dataset.provenance.get("tasks"),

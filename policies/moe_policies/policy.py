@@ -26,7 +26,7 @@ from moe_policies.pretrained import TextEncoder, resolve_text_encoder
 from moe_policies.processor import Processor
 from moe_policies.senses import Senses
 from moe_policies.studies import Studies
-from moe_policies.surgery import extracted_config, fill_from_choice, fill_from_dense, upcycled_config
+from moe_policies.surgery import extracted_config, fill_common, fill_from_choice, fill_from_dense, upcycled_config
 from moe_policies.tracing import label_tokens, tell, tell_each, trace
 from moe_policies.upkeep import Watches
 from moe_robot.moe import ALONE, ExpertBank, Ranks, RoutingPlan, at_least_float32, drop_rate, expert_names
@@ -46,6 +46,7 @@ from moe_robot.types import (
     TokenRoutes,
     UserError,
 )  # fmt: skip
+from moe_robot.words import words
 
 POLICY_TYPE = "multimodal"
 
@@ -166,6 +167,43 @@ class MultimodalPolicy(nn.Module):
         fill_from_dense(sparse.network, self.network)
         return sparse
 
+    def continued(
+        self, features: Features, sentences: Iterable[str] = (), task_names: Sequence[str] = ()
+    ) -> MultimodalPolicy:
+        """A copy to train further: the same network, normalisation and text encoder.
+
+        Where the demonstrations have tasks that it was not told of, telling tasks apart is learned anew; where they do
+        not tell of places, that loss is left out.
+
+        Args:
+            features: of the demonstrations, which fit the policy's.
+            sentences: their instructions.
+            task_names: of the tasks behind the sentences, where they have them.
+
+        Raises:
+            UserError: words that the policy cannot read, or other places than those that it was told of.
+        """
+        known = None if self.network.text is None else self.network.text.encoder.vocabulary
+        if known is not None:
+            new = sorted({word for sentence in sentences for word in words(sentence)} - set(known))  # type: ignore[arg-type]
+            if new:
+                raise UserError(
+                    f"the policy's text encoder, made from its own demonstrations, cannot read {', '.join(new[:5])}: "
+                    "train a fresh policy on all demonstrations, or one with --config text=bundled:minilm"
+                )
+        told, tell_of = self.config.places, features.environment_names
+        if told and tell_of and tell_of != told:
+            raise UserError(
+                f"the demonstrations tell of {', '.join(tell_of)}; this policy was told of {', '.join(told)}: "
+                "expected the same or none"
+            )
+        config = self.config
+        if config.task_names and not (task_names and set(task_names) <= set(config.task_names)):
+            config = dataclasses.replace(config, task_names=tuple(task_names))
+        other = self._like(config)
+        fill_common(other.network, self.network)
+        return other
+
     def extracted(self, sentence: str) -> MultimodalPolicy:
         """The small dense policy that one instruction needs: the same actions for it, and no other is followed.
 
@@ -237,7 +275,8 @@ class MultimodalPolicy(nn.Module):
         """
         inputs = self._inputs(batch)
         counted = self.ranks.begin_shares(~self._tensor(batch[ACTION_IS_PAD]))
-        told_BN = None if self.network.places is None else self._tensor(batch[ENVIRONMENT_STATE])
+        tells = self.network.places is not None and ENVIRONMENT_STATE in batch
+        told_BN = self._tensor(batch[ENVIRONMENT_STATE]) if tells else None
         seen = {} if told_BN is None else self.network.in_pictures(told_BN)
         seen = {camera: self.ranks.begin_shares(inside_BT) for camera, inside_BT in seen.items()}
         with self._measuring_a_batch():

@@ -60,6 +60,12 @@ def fill_from_dense(sparse: Network, dense: Network) -> None:
         raise UserError(f"these settings do not fit the dense policy's weights: {reason}") from error
 
 
+@torch.no_grad()
+def fill_common(target: Network, source: Network) -> None:
+    """Give a network the weights of another wherever both have one of the same name and shape."""
+    target.load_state_dict(_with_common(target, source))
+
+
 def extracted_config(old: PolicyConfig, sentence: str) -> PolicyConfig:
     """The shape of the small dense policy that one instruction needs.
 

@@ -14,7 +14,7 @@ def steps(monkeypatch):
     ran: list[str] = []
     monkeypatch.setattr(demo, "_collect", lambda options: ran.append("collect") or 0)
     monkeypatch.setattr(demo, "_train", lambda options: ran.append("train") or 0)
-    monkeypatch.setattr(demo, "_evaluate", lambda options: ran.append("evaluate") or 0)
+    monkeypatch.setattr(demo, "evaluate", lambda options: ran.append("evaluate") or 0)
     return ran
 
 

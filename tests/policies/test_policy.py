@@ -236,6 +236,31 @@ def test_a_thing_outside_the_picture_or_untold_costs_nothing_and_one_at_its_edge
     assert bool((scores.grad[:, 1] == 0).all())
 
 
+def test_a_policy_goes_on_learning_on_other_demonstrations(features, statistics, batch):
+    place = np.random.default_rng(1).uniform(-1, 1, (6, 3)).astype(np.float32)
+    named = dataclasses.replace(features, environment_names=("cube.x", "cube.y", "cube.z"))
+    sentences = sorted(set(batch["task"]))
+    first = make(named, statistics | {"environment_state": statistics["action"]}, task_names=("push", "pick")).eval()
+
+    same = first.continued(named, sentences, ("pick",)).eval()
+    seen = without_actions(batch)
+    assert_close(same.predict_action_chunk(seen), first.predict_action_chunk(seen))
+    assert_close(same.state_dict(), first.state_dict())
+
+    elsewhere = first.continued(features, sentences, ("stack",))  # another task, and nobody tells where the cube is
+    assert_close(elsewhere.eval().predict_action_chunk(seen), first.predict_action_chunk(seen))
+    loss, logs = elsewhere.train()(batch | {"task_name": ["stack"] * 6})
+    assert torch.isfinite(loss)
+    assert {"places_loss", "task_loss"} & set(logs) == {"task_loss"}
+    assert "places_loss" in same.train()(batch | {"environment_state": place, "task_name": ["pick"] * 6})[1]
+
+    with pytest.raises(UserError, match="cannot read dance: train a fresh policy"):
+        first.continued(named, ("dance",))
+    other = dataclasses.replace(features, environment_names=("door.x",))
+    with pytest.raises(UserError, match=r"tell of door\.x; this policy was told of cube\.x, cube\.y"):
+        first.continued(other, sentences)
+
+
 def test_a_policy_learns_of_pictures_only_where_they_are_told(features, statistics, batch):
     camera = next(iter(features.cameras))
     named = dataclasses.replace(features, environment_names=("cube.x", f"cube.{camera}.u", f"cube.{camera}.v"))

@@ -11,7 +11,7 @@ import torch
 
 from moe_robot.data.loader import open_dataset
 from moe_robot.moe import Router
-from moe_robot.registry import load_policy, parse_options
+from moe_robot.registry import load_policy, parse_options, weights_sha256
 from moe_robot.training.checkpoint import save_policy
 from moe_robot.training.config import TrainConfig
 from moe_robot.training.optimise import AveragedWeights, make_optimiser, schedule
@@ -167,6 +167,26 @@ def test_an_upcycled_run_begins_where_the_dense_one_ended(demonstrations, tmp_pa
     assert first["action_loss"] < 0.9 * start["action_loss"]
     with pytest.raises(UserError, match="is a mixture already"):
         train(config(demonstrations, tmp_path / "again", steps=5, config=(), upcycle=tmp_path / "moe"))
+
+
+def test_a_finetuned_run_begins_where_the_other_ended(demonstrations, tmp_path):
+    train(config(demonstrations, tmp_path / "first", steps=30, preset="dense-active"))
+    further = config(
+        demonstrations, tmp_path / "further", steps=5, config=(), finetune=tmp_path / "first", learning_rate=1e-4
+    )
+    record = train(further)
+    assert record["preset"] == "dense-active"
+    assert record["finetuned_sha256"] == weights_sha256(tmp_path / "first")
+    first, last = (load_policy(tmp_path / name) for name in ("first", "further"))
+    assert last.config == first.config
+    begun = json.loads((tmp_path / "further" / "metrics.jsonl").read_text().splitlines()[0])
+    start = json.loads((tmp_path / "first" / "metrics.jsonl").read_text().splitlines()[0])
+    assert begun["action_loss"] < 0.9 * start["action_loss"]
+    assert train(dataclasses.replace(further, steps=7, resume=True))["steps"] == 7
+    with pytest.raises(UserError, match="cannot resume: finetuned_sha256"):
+        train(dataclasses.replace(further, steps=8, resume=True, finetune=tmp_path / "further"))
+    with pytest.raises(UserError, match="goes on with a policy as it is"):
+        train(config(demonstrations, tmp_path / "again", steps=5, finetune=tmp_path / "first"))
 
 
 def test_without_text_it_cannot_read(demonstrations, tmp_path):
