@@ -152,6 +152,9 @@ class PolicyConfig:
     """Control steps executed of each chunk before the network runs again."""
     shift: int = 2
     """Random image shift in training, in pixels at 96; 0 for none."""
+    picture_heights: tuple[int, ...] = ()
+    """Training: heights in pixels of which each batch draws one, to which its pictures are scaled; multiples of 4. Low
+    ones are quick to learn from. None for the pictures as they were recorded, which is what a policy acts on."""
     jitter: float = 0.1
     """Random brightness and contrast in training, as a fraction; 0 for none."""
     only_instruction: str = ""
@@ -186,6 +189,10 @@ class PolicyConfig:
                 raise unknown("normalisation", str(mode), get_args(Normalisation))
         if not 0 < self.routed_scale < 1000:
             raise UserError(f"policy config: routed_scale is {self.routed_scale}, expected above 0 and below 1000")
+        if any(height < 16 or height % 4 for height in self.picture_heights):
+            raise UserError(
+                f"policy config: picture_heights are {list(self.picture_heights)}, expected multiples of 4 from 16 up"
+            )
         if not 0 <= self.sensor_dropout < 1:
             raise UserError(f"policy config: sensor_dropout is {self.sensor_dropout}, expected at least 0 and below 1")
         self._check_gate()

@@ -97,13 +97,15 @@ class Processor(nn.Module):
         return value * getattr(self, f"{name}_std") + getattr(self, f"{name}_mean")
 
     def image(self, camera: str, frames_BHWC: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> normalised float (B, 3, H, W); augmented in training mode."""
+        """uint8 (B, H, W, 3) -> normalised float (B, 3, H, W); in training mode augmented, perhaps of another size."""
         name = _buffer_name(IMAGE_PREFIX + camera)
         frames = frames_BHWC.permute(
             0, 3, 1, 2
         ).contiguous()  # planes first: broadcasting over 3 interleaved channels is slow
         if self.training and (augment := self._augment[camera]):
             frames = self._augmented(frames, augment)
+        if self.training and (heights := self._config.picture_heights):
+            frames = _scaled(frames, heights[fresh_key() % len(heights)])
         mean, std = getattr(self, f"{name}_mean").view(3, 1, 1), getattr(self, f"{name}_std").view(3, 1, 1)
         return (frames - 255 * mean) * (1 / (255 * std))
 
@@ -136,6 +138,14 @@ class Processor(nn.Module):
                 steps.append(v2.ColorJitter(brightness=self._config.jitter, contrast=self._config.jitter))
             augment[camera] = v2.Compose(steps) if steps else None
         return augment
+
+
+def _scaled(frames_BCHW: Tensor, height: int) -> Tensor:
+    """Pictures of another height, and of the width that goes with it, the nearest multiple of 4."""
+    from torchvision.transforms.v2.functional import resize
+
+    h, w = frames_BCHW.shape[-2:]
+    return resize(frames_BCHW, [height, max(4, 4 * round(w * height / h / 4))])
 
 
 def _mode(normalisation: Mapping[str, str], key: str) -> str:

@@ -409,6 +409,24 @@ def test_normalisation_goes_and_comes_back(features, statistics):
     assert_close(policy.processor.unnormalise("action", policy.processor.normalise("action", x)), x)
 
 
+def test_pictures_of_many_heights_are_for_training_only(features, statistics, batch):
+    plain, scaled = make(features, statistics), make(features, statistics, picture_heights=(16, 48))
+    assert_close(
+        scaled.predict_action_chunk(without_actions(batch)), plain.predict_action_chunk(without_actions(batch))
+    )
+    camera, (h, w) = next(iter(features.cameras.items()))
+    frames = torch.from_numpy(batch[f"observation.images.{camera}"])
+    torch.manual_seed(0)
+    shapes = {tuple(scaled.processor.train().image(camera, frames).shape[2:]) for _ in range(20)}
+    assert shapes == {(height, 4 * round(w * height / h / 4)) for height in (16, 48)}
+    loss, _ = scaled.train()(batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    for heights in ((18,), (12,)):
+        with pytest.raises(UserError, match="expected multiples of 4 from 16 up"):
+            make(features, statistics, picture_heights=heights)
+
+
 def test_augmentation_is_for_training_only(features, statistics, batch):
     processor = make(features, statistics).processor
     frames = torch.as_tensor(batch["observation.images.front"])

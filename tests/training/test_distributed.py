@@ -21,7 +21,7 @@ SMALL = ("width=16", "hidden=8", "heads=2", "layers=2", "stem_channels=4", "patc
          "execute=1", "experts={vision: 2, arm: 1, language: 1}")  # fmt: skip
 EVENTFUL = (
     "bias_rate=0.01", "cold_after=2", "revive=true", "sensor_dropout=0.2", "gate_noise=true", "load_weight=0.01",
-    "importance_weight=0.01", "z_weight=0.001", "gate_jitter=0.01", "head=flow",
+    "importance_weight=0.01", "z_weight=0.001", "gate_jitter=0.01", "head=flow", "picture_heights=[16, 24]",
 )  # fmt: skip
 TOLERANCE = 1e-4
 

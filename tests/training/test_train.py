@@ -68,6 +68,7 @@ EVENTFUL = (
     "sensor_dropout=0.2",
     "gate_noise=true",
     "capacity_factor=1.0",
+    "picture_heights=[16, 24]",
 )
 
 
