@@ -284,15 +284,17 @@ class Cost:
     """What a policy costs.
 
     Attributes:
-        total_parameters: all that are stored.
+        total_parameters: all that are trained and stored.
         active_parameters: those that one token can meet: all but the experts that it does not wake.
         flops: floating-point operations of one new action chunk for one observation, by part ("stems", "attention",
             "gate", "experts", "head"); a multiplication and an addition are two.
+        frozen_parameters: of frozen encoders that run for every picture, in none of the other two.
     """
 
     total_parameters: int
     active_parameters: int
     flops: Mapping[str, int]
+    frozen_parameters: int = 0
 
     @property
     def total_flops(self) -> int:

@@ -168,6 +168,7 @@ def _cost(checkpoint: Path) -> dict[str, Any] | None:
     return {
         "total_parameters": cost.total_parameters,
         "active_parameters": cost.active_parameters,
+        "frozen_parameters": cost.frozen_parameters,
         "flops": dict(cost.flops),
     }
 

@@ -65,6 +65,7 @@ def _parameters(policy: Any, cost: Cost | None) -> dict[str, int] | None:
     count = {"total": sum(p.numel() for p in policy.parameters())}
     if cost is not None:
         count["active"] = cost.active_parameters
+        count |= {"frozen": cost.frozen_parameters} if cost.frozen_parameters else {}
     if layers:
         count["experts"] = sum(p.numel() for layer in layers for p in layer.experts.parameters())
         count["gates"] = sum(p.numel() for layer in layers for p in layer.router.parameters())

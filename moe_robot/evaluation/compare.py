@@ -77,7 +77,7 @@ class Run:
             ablations=result["ablations"],
             samples=result["training"].get("samples"),
             parameters=result["training"].get("parameters"),
-            cost=cost and Cost(cost["total_parameters"], cost["active_parameters"], cost["flops"]),
+            cost=cost and Cost(**cost),
         )
 
 

@@ -95,7 +95,8 @@ def _cost_row(row: Row, speed: Mapping[str, Any] | None) -> tuple[str, ...]:
     rates: Mapping[str, float | None] = speed or {}
     return (
         row.label,
-        _number(cost.total_parameters if cost else row.parameters, ",.0f"),
+        _number(cost.total_parameters if cost else row.parameters, ",.0f")
+        + (f" + {cost.frozen_parameters:,} frozen" if cost and cost.frozen_parameters else ""),
         _number(cost and cost.active_parameters, ",.0f"),
         _number(cost and cost.total_flops / 1e6, ".1f"),
         _number(row.samples, ",.0f"),

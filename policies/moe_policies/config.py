@@ -43,7 +43,8 @@ class PolicyConfig:
 
     normalisation: Mapping[str, str] = field(default_factory=dict)
     """What of -> how its values are brought to a common size: mean_std (default), min_max or quantile (the middle 98 %)
-    to -1..1, or none. What of: images, state, action, places, or one camera by its name."""
+    to -1..1, or none. What of: images, state, action, places, or one camera by its name. A frozen vision encoder takes
+    its images as they are: none is then the only way for them."""
 
     # --- the feed-forward layers
     feed_forward: FeedForwardKind = "moe"
@@ -132,6 +133,8 @@ class PolicyConfig:
     """Training: each camera, the arm's state and the gripper's are absent with this probability, in each sample apart.
     A policy trained so may act without one of them; others refuse. The sentence always stays: without it nobody can
     know the task."""
+    vision: str = "scratch"
+    """Vision encoder: "scratch", or "bundled:efficientnet-lite0", frozen, from the extra `pretrained`."""
     stem_channels: int = 32
     """Channels of the camera stem's feature map."""
     patches: int = 4
@@ -189,6 +192,8 @@ class PolicyConfig:
                 raise unknown("normalisation", str(mode), get_args(Normalisation))
         if not 0 < self.routed_scale < 1000:
             raise UserError(f"policy config: routed_scale is {self.routed_scale}, expected above 0 and below 1000")
+        if self.vision != "scratch" and set(self.normalisation) - {"state", "action", "places"}:
+            raise UserError(f"policy config: {self.vision} takes pictures as they are: normalise no images or camera")
         if any(height < 16 or height % 4 for height in self.picture_heights):
             raise UserError(
                 f"policy config: picture_heights are {list(self.picture_heights)}, expected multiples of 4 from 16 up"

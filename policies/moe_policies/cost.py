@@ -43,7 +43,8 @@ def cost_of(network: Network, words: int = WORDS) -> Cost:
         flops["head"] *= network.head.steps  # type: ignore[union-attr, operator]
     total = sum(p.numel() for p in network.parameters())
     asleep = sum(_asleep(layer) for layer in network.moe_layers)
-    return Cost(total, total - asleep, flops)
+    frozen = 0 if network.vision is None else network.vision.n_parameters
+    return Cost(total, total - asleep, flops, frozen)
 
 
 def _count_tokens(network: Network, words: int) -> dict[str, int]:
@@ -56,12 +57,17 @@ def _count_tokens(network: Network, words: int) -> dict[str, int]:
 def _stems(network: Network, words: int) -> int:
     total = 0
     for camera, stem in network.cameras.items():
-        height, width = network.sizes[camera]
-        for module in stem.modules():
-            if isinstance(module, nn.Conv2d):
-                if module.stride[0] > 1:
-                    height, width = (height + 1) // 2, (width + 1) // 2
-                total += 2 * height * width * module.weight.numel()
+        size = network.sizes[camera]
+        if network.vision is None:
+            flops, (height, width) = _convolutions(stem.convolutions, size)  # type: ignore[arg-type]
+        else:
+            flops, height, width = 0, -(-size[0] // 4), -(-size[1] // 4)
+            reads: Any = iter(stem.read)  # type: ignore[arg-type]
+            for stage, is_read in network.vision.stages():
+                of_stage, size = _convolutions(stage, size)
+                flops += of_stage + (_convolutions(next(reads), size)[0] if is_read else 0)
+            flops += _convolutions(stem.convolutions, (height, width))[0]  # type: ignore[arg-type]
+        total += flops
         total += 2 * network.config.patches**2 * stem.project.weight.numel()  # type: ignore[union-attr, operator]
         if camera in network.glimpses:
             glimpse: Any = network.glimpses[camera]
@@ -83,6 +89,17 @@ def _stems(network: Network, words: int) -> int:
         total += 2 * words * network.text.project.weight.numel()
         total += 2 * words * network.summary.attend.weight.numel() * 2  # scores, and the sums they weigh
     return total
+
+
+def _convolutions(module: nn.Module, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """Of every convolution in ``module``, one after the other on a map of ``size``; and what size leaves the last."""
+    flops, (height, width) = 0, size
+    for convolution in module.modules():
+        if isinstance(convolution, nn.Conv2d):
+            if convolution.stride[0] > 1:
+                height, width = (height + 1) // 2, (width + 1) // 2
+            flops += 2 * height * width * convolution.weight.numel()
+    return flops, (height, width)
 
 
 def _linear_flops(module: nn.Module) -> int:

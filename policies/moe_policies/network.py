@@ -15,6 +15,7 @@ from moe_policies.heads import FlowHead, L1Head, MixtureHead
 from moe_policies.places import PlaceNames, Places, in_picture, picture_loss
 from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, Look, StateStem, Summary, TextStem, unit
 from moe_policies.trunk import Block, FeedForward, Gating, Tokens
+from moe_policies.vision import resolve_vision_encoder
 from moe_robot.moe import MoEFeedForward, RoutingPlan, at_least_float32, expert_roles
 from moe_robot.types import Features
 
@@ -79,7 +80,9 @@ class Network(nn.Module):
         d, self.config = config.width, config
         self.roles = expert_roles(config.experts) if config.feed_forward == "moe" else ()
         self.gates_hear = config.feed_forward == "moe" and (config.routing_unit == "instruction" or config.gate_hears)
-        self.cameras = nn.ModuleDict({camera: CameraStem(config) for camera in features.cameras})
+        self.vision = resolve_vision_encoder(config.vision)
+        """The frozen encoder that all cameras share; no part of the weights. None where each trains a stem."""
+        self.cameras = nn.ModuleDict({camera: CameraStem(config, self.vision) for camera in features.cameras})
         self.told = PlaceNames.of(config.places, features.cameras)
         self.glimpses = nn.ModuleDict(
             {camera: Glimpse(config, len(self.told.things)) for camera in features.cameras if config.glimpses}

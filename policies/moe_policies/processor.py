@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_policies.config import PolicyConfig
+from moe_policies.vision import SCRATCH
 from moe_robot.moe import ALONE, Ranks, fresh_key
 from moe_robot.registry import unknown
 from moe_robot.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError
@@ -79,7 +80,7 @@ class Processor(nn.Module):
                     raise UserError(
                         f"statistics of {key!r} have shape {np.shape(statistics[key].mean)}, expected ({size},)"
                     )
-                mean, std = centre_and_scale(key, _mode(config.normalisation, key), statistics[key])
+                mean, std = centre_and_scale(key, _mode(config, key), statistics[key])
             name = _buffer_name(key)
             self.register_buffer(f"{name}_mean", torch.as_tensor(np.asarray(mean), dtype=torch.float32))
             self.register_buffer(f"{name}_std", torch.as_tensor(np.asarray(std), dtype=torch.float32))
@@ -148,11 +149,14 @@ def _scaled(frames_BCHW: Tensor, height: int) -> Tensor:
     return resize(frames_BCHW, [height, max(4, 4 * round(w * height / h / 4))])
 
 
-def _mode(normalisation: Mapping[str, str], key: str) -> str:
+def _mode(config: PolicyConfig, key: str) -> str:
     """How to normalise a feature: a camera's own way before that of all images."""
+    way = config.normalisation
     if key in _PARTS:
-        return normalisation.get(_PARTS[key], "mean_std")
-    return normalisation.get(key.removeprefix(IMAGE_PREFIX), normalisation.get("images", "mean_std"))
+        return way.get(_PARTS[key], "mean_std")
+    return way.get(
+        key.removeprefix(IMAGE_PREFIX), way.get("images", "mean_std" if config.vision == SCRATCH else "none")
+    )
 
 
 def _buffer_name(key: str) -> str:

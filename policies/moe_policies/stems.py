@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_policies.config import PolicyConfig
 from moe_policies.trunk import Tokens, sinusoid
+from moe_policies.vision import FrozenVision
 from moe_robot.moe import at_least_float32
 
 SUMMARY_HEADS = 4
@@ -34,26 +35,37 @@ class Residual(nn.Module):
 
 
 class CameraStem(nn.Module):
-    """One camera: a convolutional feature map at a quarter of the resolution, and patch tokens pooled from it."""
+    """One camera: a convolutional feature map at a quarter of the resolution, and patch tokens pooled from it.
 
-    def __init__(self, config: PolicyConfig) -> None:
+    With a frozen encoder, the map is the sum of what it says at three resolutions, each through a matrix of its own.
+    """
+
+    def __init__(self, config: PolicyConfig, encoder: FrozenVision | None = None) -> None:
         super().__init__()
         c = config.stem_channels
-        self.patches = config.patches
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(3, c // 2, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(c // 2, c, 3, stride=2, padding=1),
-            Residual(c),
-            nn.ReLU(),
-        )
+        self.patches, self.encoder = config.patches, encoder
+        self.read: nn.ModuleList | None = None
+        first: tuple[nn.Module, ...] = ()
+        if encoder is None:
+            first = (
+                nn.Conv2d(3, c // 2, 5, stride=2, padding=2),
+                nn.ReLU(),
+                nn.Conv2d(c // 2, c, 3, stride=2, padding=1),
+            )
+        else:
+            self.read = nn.ModuleList(nn.Conv2d(channels, c, 1) for channels in encoder.channels)
+        self.convolutions = nn.Sequential(*first, Residual(c), nn.ReLU())
         self.project = nn.Linear(c, config.width)
         self.camera = nn.Parameter(torch.randn(config.width) * 0.02)
         self.position = nn.Parameter(torch.randn(config.patches**2, config.width) * 0.02)
 
     def forward(self, image: Tensor) -> tuple[Tokens, Tensor]:
         """Normalised image (B, 3, H, W) -> patch tokens (B, P*P, D) and the fine feature map (B, C, H/4, W/4)."""
-        features = self.convolutions(image)
+        x = image
+        if self.encoder is not None and self.read is not None:
+            fine, *coarser = [read(of) for read, of in zip(self.read, self.encoder(image), strict=True)]
+            x = fine + sum(F.interpolate(of, fine.shape[-2:], mode="bilinear") for of in coarser)
+        features = self.convolutions(x)
         pooled = F.adaptive_avg_pool2d(features, self.patches).flatten(2).transpose(1, 2)
         return Tokens.of(self.project(pooled) + self.camera + self.position, "vision"), features
 

@@ -28,6 +28,7 @@ def make(features, statistics, preset, **overrides) -> MultimodalPolicy:
         ("moe", {"text": "none"}),
         ("moe", {"routing_unit": "instruction", "shared_experts": 2}),
         ("moe", {"gate_hears": True}),
+        ("moe", {"vision": "bundled:efficientnet-lite0"}),
     ],
 )
 def test_flops_agree_with_torch_within_two_percent(features, statistics, batch, preset, overrides):
