@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from moe_robot.cli.compare_options import Options
 from moe_robot.cli.compare_plan import Trial, read_json
 from moe_robot.cli.eval import listed
 from moe_robot.types import UserError
-
-if TYPE_CHECKING:
-    from moe_robot.cli.compare import Options
 
 
 def make_trial(options: Options) -> Trial:
