@@ -18,7 +18,6 @@ from moe_robot.cli import collect, demo, train
 from moe_robot.training.checkpoint import has_state
 from moe_robot.types import UserError
 
-ENV = {"env": "metaworld", "env_options": ("control_hz=40", "image_size=128", "cameras=close")}
 TAIL = 20  # what to do at the goal
 
 
@@ -31,6 +30,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="minutes of training (60)")
     parser.add_argument("--steps", type=int, help="steps of training in place of minutes")
     parser.add_argument("--preset", default="moe")
+    parser.add_argument("--config", nargs="*", default=[], help="policy settings, as of moe-robot train")
+    parser.add_argument("--image-size", type=int, default=128, help="height and width of the pictures (128)")
+    parser.add_argument("--eval-episodes", type=int, default=20, help="fresh episodes of each task (20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dagger-rounds", type=int, default=0, help="rounds of DAgger after it (0)")
     parser.add_argument("--dagger-episodes", type=int, default=10, help="of each task and round (10)")
@@ -38,7 +40,8 @@ def main() -> int:
     arguments = parser.parse_args()
     options = demo.Options(
         out=arguments.out,
-        **ENV,
+        env="metaworld",
+        env_options=("control_hz=40", f"image_size={arguments.image_size}", "cameras=close"),
         tasks=arguments.tasks,
         episodes_per_task=arguments.episodes,
         tail=TAIL,
@@ -46,8 +49,8 @@ def main() -> int:
         steps=arguments.steps,
         preset=arguments.preset,
         seed=arguments.seed,
-        config=("shift=1",),  # a pixel is 7 mm here
-        eval_episodes=20,
+        config=("shift=1", *arguments.config),  # a pixel is 7 mm here
+        eval_episodes=arguments.eval_episodes,
         knockout="",
         video=1,
     )
@@ -72,7 +75,8 @@ def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) 
     print(f"[round {number}] {episodes} episodes of each task that {before / 'policy'} half drives", flush=True)
     status = collect.run(
         collect.Options(
-            **ENV,
+            env=options.env,
+            env_options=options.env_options,
             tasks=options.tasks,
             episodes=episodes,
             tail=TAIL,
