@@ -44,7 +44,7 @@ def plot(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]], path: P
             below = [max(0.0, 100 * (row.success.value - row.ci95[0])) for _, row in points]
             above = [max(0.0, 100 * (row.ci95[1] - row.success.value)) for _, row in points]
             axes.errorbar(x, y, yerr=[below, above], label=line, color=f"C{number}", marker="o", ms=4, capsize=2)
-        if where:
+        if where and max(where.values()) > 4 * min(where.values()):
             axes.set_xscale("log")
         axes.set_xlabel(name)
         axes.grid(alpha=0.3)
