@@ -115,7 +115,7 @@ class CameraRenderer:
         self._option = mujoco.MjvOption()
         self._perturb = mujoco.MjvPerturb()
         self._camera = mujoco.MjvCamera()
-        self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, 0
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._model = model
         self.quality = quality
         for group in hidden_groups:
@@ -125,30 +125,32 @@ class CameraRenderer:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._scene.flags[flag] = 0
 
-    def update(self, data: Any) -> None:
-        """Take the geometry's present poses from ``data``; once for any number of cameras."""
-        mujoco = self._mujoco
-        mujoco.mjv_updateScene(
-            self._model,
-            data,
-            self._option,
-            self._perturb,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL.value,
-            self._scene,
-        )
+    def draw(self, data: Any, cameras: Sequence[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Camera -> uint8 RGB picture (height, width, 3), first row at the top, of the poses in ``data``.
 
-    def draw(self, data: Any, camera: str, size: tuple[int, int]) -> np.ndarray:
-        """A uint8 RGB picture (height, width, 3), first row at the top, of the poses of the last :meth:`update`."""
-        mujoco = self._mujoco
+        The headlight of all of them is at the last camera: MuJoCo puts it where the scene is seen from at an update.
+        Were that where the picture before was taken from, a picture would depend on that one.
+        """
+        if not cameras:
+            return {}
+        mujoco, pictures = self._mujoco, {}
         self._gl.make_current()
-        self._camera.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
-        mujoco.mjv_updateCamera(self._model, data, self._camera, self._scene)
+        self._look_through(cameras[-1])
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera, everything, self._scene)
         rectangle = mujoco.MjrRect(0, 0, size[1], size[0])
-        upside_down = np.empty((*size, 3), dtype=np.uint8)
-        mujoco.mjr_render(rectangle, self._scene, self._context)
-        mujoco.mjr_readPixels(upside_down, None, rectangle, self._context)
-        return np.ascontiguousarray(upside_down[::-1])
+        for camera in cameras:
+            self._look_through(camera)
+            mujoco.mjv_updateCamera(self._model, data, self._camera, self._scene)
+            upside_down = np.empty((*size, 3), dtype=np.uint8)
+            mujoco.mjr_render(rectangle, self._scene, self._context)
+            mujoco.mjr_readPixels(upside_down, None, rectangle, self._context)
+            pictures[camera] = np.ascontiguousarray(upside_down[::-1])
+        return pictures
+
+    def _look_through(self, camera: str) -> None:
+        kind = self._mujoco.mjtObj.mjOBJ_CAMERA
+        self._camera.fixedcamid = self._mujoco.mj_name2id(self._model, kind, camera)
 
     def describe(self) -> str:
         """The quality, backend and GL driver, for reports: two drivers do not draw the same bits."""

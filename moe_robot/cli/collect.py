@@ -33,6 +33,8 @@ class Options:
     """Episode i of every task starts from seed + i. Collection owns the seeds below 10,000."""
     noise: float = 0.3
     """Mean disturbance of the executed action (the clean one is stored), in steps' travel; 0 for none."""
+    kick: float | None = None
+    """Disturbance of the rare kicks that come on top, of three steps each. Left out: three times the noise."""
     tail: int = 0
     """Control steps that are recorded after success, so that the data shows what to do at the goal and beside it."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
@@ -108,6 +110,7 @@ def _collect_with_bar(options: Options, console: Any, rank: Rank | None) -> Coll
             options.out,
             options=parse_options(options.env_options),
             noise=options.noise,
+            kick=options.kick,
             workers=options.workers,
             instructions=options.instructions,
             successes_only=not options.keep_failures,

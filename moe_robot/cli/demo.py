@@ -42,6 +42,10 @@ class Options:
     """Demonstrations of each task."""
     tail: int = 0
     """Control steps that are recorded after success."""
+    noise: float = 0.3
+    """Mean disturbance of the demonstrations, see `moe-robot collect`."""
+    kick: float | None = None
+    """Disturbance of their rare kicks, see `moe-robot collect`."""
     eval_episodes: int = 30
     """Fresh episodes of each task in the report."""
     seed: int = 0
@@ -125,6 +129,8 @@ def _collect(options: Options) -> int:
             tasks=options.tasks,
             episodes=options.episodes_per_task,
             tail=options.tail,
+            noise=options.noise,
+            kick=options.kick,
             out=options.out / "demonstrations",
             workers=options.workers,
         )

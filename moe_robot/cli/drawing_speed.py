@@ -61,14 +61,12 @@ def measure(pixels: int = 96, seconds: float = 0.5) -> Drawing:
     mujoco.mj_forward(model, data)
     renderer = CameraRenderer(model, "fast", (pixels, pixels))
     try:
-        renderer.update(data)
-        picture = renderer.draw(data, "front", (pixels, pixels))
+        picture = renderer.draw(data, ("front",), (pixels, pixels))["front"]
         if picture.min() == picture.max():
             raise UserError("the GL driver draws nothing (every pixel is the same): try MUJOCO_GL=osmesa")
         frames, start = 0, time.process_time()
         while (spent := time.process_time() - start) < seconds:
-            renderer.update(data)
-            renderer.draw(data, "front", (pixels, pixels))
+            renderer.draw(data, ("front",), (pixels, pixels))
             frames += 1
         return Drawing(renderer.describe(), pixels, frames / spent)
     finally:

@@ -18,13 +18,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from moe_robot.data.demonstrate import KICK_FACTOR, KICK_RATE, KICK_STEPS, SEED_LIMIT
+from moe_robot.data.demonstrate import KICK_FACTOR, KICK_RATE, KICK_STEPS, SEED_LIMIT, Settings
 from moe_robot.data.durable import TEMPORARY, disk_errors, only_writer
 from moe_robot.data.layout import PNG, read_info
 from moe_robot.data.record import EpisodeRecord
 from moe_robot.data.store import DatasetWriter
 from moe_robot.data.video import CODECS
-from moe_robot.data.workers import Settings, pending_path, produce
+from moe_robot.data.workers import pending_path, produce
 from moe_robot.processes import Rank, share_out
 from moe_robot.registry import (
     checkpoint_directory,
@@ -100,6 +100,7 @@ def collect(
     *,
     options: Mapping[str, Any] | None = None,
     noise: float = 0.3,
+    kick: float | None = None,
     workers: int = 1,
     instructions: str = "seen",
     successes_only: bool = True,
@@ -120,6 +121,7 @@ def collect(
         out: directory of the data set.
         options: options of the environment. Those left out may follow from the tasks (``options_for``).
         noise: see :class:`Settings`.
+        kick: see :class:`Settings`.
         workers: processes. With 1 everything runs in this process.
         instructions: instruction set of the sentences.
         successes_only: see :class:`Settings`.
@@ -138,6 +140,8 @@ def collect(
     if episodes < 1 or workers < 1 or noise < 0 or tail < 0:
         given = f"episodes {episodes}, workers {workers}, noise {noise}, tail {tail}"
         raise UserError(f"{given}: expected at least 1, 1, 0 and 0")
+    if kick is not None and kick < 0:
+        raise UserError(f"kick {kick}: expected at least 0")
     if seed < 0 or seed + episodes > SEED_LIMIT:
         raise UserError(
             f"seeds {seed} to {seed + episodes - 1} are not all for collection (0 to {SEED_LIMIT - 1}): the others"
@@ -150,7 +154,7 @@ def collect(
     started, directory, tally = time.monotonic(), Path(out), _Tally()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # the software renderer is fastest here without threads of its own
     settings, features, provenance = _settle(
-        environment, tasks, seed, options or {}, noise, instructions, successes_only, tail, codec,
+        environment, tasks, seed, options or {}, noise, kick, instructions, successes_only, tail, codec,
         checkpoint_directory(policy) if policy else None, policy_share,
     )  # fmt: skip
     order = _Order(settings, features, provenance, directory, episodes * len(settings.tasks), workers, progress, tally)
@@ -245,6 +249,7 @@ def _settle(
     seed: int,
     options: Mapping[str, Any],
     noise: float,
+    kick: float | None,
     instructions: str,
     successes_only: bool,
     tail: int,
@@ -273,7 +278,7 @@ def _settle(
             _check_fits(policy, features, name)
         settings = Settings(
             name, options, chosen, seed, noise, instructed, successes_only, tail, codec, policy,
-            policy_share if policy else 0.0, in_a_row,
+            policy_share if policy else 0.0, kick, in_a_row,
         )  # fmt: skip
         renderer = getattr(env.unwrapped, "renderer", None)
         provenance = {
@@ -282,7 +287,11 @@ def _settle(
             "tasks": list(chosen),
             "seed": seed,
             "noise": noise,
-            "kicks": {"rate": KICK_RATE, "steps": KICK_STEPS, "factor": KICK_FACTOR},
+            "kicks": {
+                "rate": KICK_RATE,
+                "steps": KICK_STEPS,
+                **({"factor": KICK_FACTOR} if kick is None else {"scale": kick}),
+            },
             "instructions": settings.instructions,
             "successes_only": successes_only,
             **({"tail": tail} if tail else {}),  # data sets from before there were tails go on

@@ -12,7 +12,7 @@ learner itself gets into.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ KICK_RATE = 0.03
 """Chance per step that a kick begins: about every tenth step is then kicked."""
 KICK_STEPS = 3
 KICK_FACTOR = 3.0
-"""A kick lasts this many steps with this many times ``noise``: the rare large error that small noise never shows."""
+"""A kick lasts this many steps, with this many times ``noise`` if nothing else is said: the rare large error that small
+noise never shows."""
 
 SEED_LIMIT = 10_000
 """Collection and training own the seeds below; tuning and reports own those from here on."""
@@ -63,6 +64,51 @@ class Learner:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What decides every bit of a collection, apart from its length.
+
+    Attributes:
+        environment: Gymnasium id.
+        options: keyword arguments of the environment.
+        tasks: task names, in the order of the schedule.
+        seed: episode i of every task starts from seed + i.
+        noise: mean scale of the disturbance of the executed action, in the environment's unit of one step's travel.
+            Each rollout draws its own scale uniformly from [0, 2 * noise].
+        kick: scale of the kicks that come on top, None for ``KICK_FACTOR * noise``.
+        instructions: instruction set of the sentences, None when the environment has no sets.
+        successes_only: try again until the expert succeeds; False keeps the first rollout as it is.
+        tail: steps that go on after success, so that the data shows what to do at the goal and beside it.
+        codec: how frames are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
+        policy: checkpoint of a learner that drives some of the turns, None for the expert alone.
+        policy_share: of the turns, those that are the learner's.
+        in_a_row: episodes of one task that are made one after another; the order of work alone, not of the data set.
+    """
+
+    environment: str
+    options: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    seed: int
+    noise: float
+    instructions: str | None
+    successes_only: bool = True
+    tail: int = 0
+    codec: str = PNG
+    policy: Path | None = None
+    policy_share: float = 0.0
+    kick: float | None = None
+    in_a_row: int = 1
+
+    def slot(self, number: int) -> tuple[str, int]:
+        """Task and seed of the ``number``-th episode."""
+        return self.tasks[number % len(self.tasks)], self.seed + number // len(self.tasks)
+
+    def work_order(self, slots: Iterable[int]) -> list[int]:
+        """``slots`` as they are best made: ``in_a_row`` of the first task, as many of the second, and so on."""
+        n = len(self.tasks)
+        return sorted(slots, key=lambda slot: (slot // n // self.in_a_row, slot % n, slot))
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One rollout of the expert; ``episode`` holds its frames when it is to be kept."""
 
@@ -86,10 +132,7 @@ def demonstrate(
     task: str,
     seed: int,
     attempt: int,
-    noise: float,
-    instructions: str | None,
-    tail: int = 0,
-    codec: str = PNG,
+    settings: Settings,
     learner: Learner | None = None,
 ) -> Rollout:
     """Roll the expert of ``task`` out until success, failure or time-out. A pure function of its arguments.
@@ -99,11 +142,7 @@ def demonstrate(
         task: one of its tasks.
         seed: the episode's own seed, below :data:`SEED_LIMIT`.
         attempt: how many rollouts of this episode failed before.
-        noise: mean scale of the disturbance, in the environment's unit of one step's travel. Each rollout draws its own
-            scale uniformly from [0, 2 * noise]; kicks of ``KICK_FACTOR * noise`` come on top.
-        instructions: the instruction set that sentences are drawn from, or None for the environment's only one.
-        tail: steps that go on after success, so that the data shows what to do at the goal and beside it.
-        codec: how frames are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
+        settings: of disturbance, sentences, tail and pictures.
         learner: who drives some of the turns, undisturbed.
     """
     inner = env.unwrapped
@@ -113,15 +152,16 @@ def demonstrate(
     where = layout_seed(seed, attempt)
     rng = np.random.default_rng([seed, attempt, zlib.crc32(task.encode())])
     options: dict[str, Any] = {"task": task} if hasattr(inner, "tasks") else {}
-    if instructions is not None:
-        options["instructions"] = instructions
+    if settings.instructions is not None:
+        options["instructions"] = settings.instructions
     observation, info = env.reset(seed=where, options=options or None)
     sentence = str(info.get("task") or getattr(inner, "task_description", "") or task)
     expert = make_expert(task)
-    scale = float(rng.uniform(0.0, 2.0 * noise))
+    scale = float(rng.uniform(0.0, 2.0 * settings.noise))
+    kick_scale = KICK_FACTOR * settings.noise if settings.kick is None else settings.kick
     features = environment_features(env)
-    builder = EpisodeBuilder(features, codec)
-    kick, over, success, left = 0, False, False, tail
+    builder = EpisodeBuilder(features, settings.codec)
+    kick, over, success, left = 0, False, False, settings.tail
     step, driving = 0, False
     if learner is not None:
         learner.begin(where)
@@ -139,7 +179,7 @@ def demonstrate(
         else:
             if kick == 0 and rng.random() < KICK_RATE:
                 kick = KICK_STEPS
-            strength = max(scale, KICK_FACTOR * noise) if kick else scale
+            strength = max(scale, kick_scale) if kick else scale
             kick = max(0, kick - 1)
             action = expert.perturb(clean, strength, rng)
         observation, _, terminated, truncated, info = env.step(action)
@@ -163,10 +203,7 @@ def demonstrate_until_success(
     env: Any,
     task: str,
     seed: int,
-    noise: float,
-    instructions: str | None,
-    tail: int = 0,
-    codec: str = PNG,
+    settings: Settings,
     learner: Learner | None = None,
 ) -> EpisodeRecord:
     """The first successful rollout for ``seed``: new noise first, then other layouts (see :func:`layout_seed`).
@@ -175,11 +212,11 @@ def demonstrate_until_success(
         UserError: none of ``LAYOUTS * TRIES_PER_LAYOUT`` rollouts succeeded.
     """
     for attempt in range(LAYOUTS * TRIES_PER_LAYOUT):
-        rollout = demonstrate(env, task, seed, attempt, noise, instructions, tail, codec, learner)
+        rollout = demonstrate(env, task, seed, attempt, settings, learner)
         if rollout.success:
             return rollout.episode
     way_out = "try less --noise" if learner is None else "try less --noise or a smaller --policy-share"
     raise UserError(
         f"the expert of {task!r} failed {LAYOUTS * TRIES_PER_LAYOUT} times in a row from seed {seed}"
-        f" with noise {noise}: {way_out}"
+        f" with noise {settings.noise}: {way_out}"
     )

@@ -5,65 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any
 
-from moe_robot.data.demonstrate import Learner, demonstrate, demonstrate_until_success
+from moe_robot.data.demonstrate import Learner, Settings, demonstrate, demonstrate_until_success
 from moe_robot.data.durable import disk_errors
-from moe_robot.data.layout import PNG
 from moe_robot.data.record import EpisodeRecord
 from moe_robot.processes import workers_are_born
 from moe_robot.registry import make_environment
 from moe_robot.types import UserError
 
 DEATHS_IN_A_ROW = 3
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides every bit of a collection, apart from its length.
-
-    Attributes:
-        environment: Gymnasium id.
-        options: keyword arguments of the environment.
-        tasks: task names, in the order of the schedule.
-        seed: episode i of every task starts from seed + i.
-        noise: mean disturbance of the executed action, in the environment's unit of one step's travel.
-        instructions: instruction set of the sentences, None when the environment has no sets.
-        successes_only: try again until the expert succeeds; False keeps the first rollout as it is.
-        tail: steps that are recorded after success.
-        codec: how frames are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
-        policy: checkpoint of a learner that drives some of the turns, None for the expert alone.
-        policy_share: of the turns, those that are the learner's.
-        in_a_row: episodes of one task that are made one after another; the order of work alone, not of the data set.
-    """
-
-    environment: str
-    options: Mapping[str, Any]
-    tasks: tuple[str, ...]
-    seed: int
-    noise: float
-    instructions: str | None
-    successes_only: bool = True
-    tail: int = 0
-    codec: str = PNG
-    policy: Path | None = None
-    policy_share: float = 0.0
-    in_a_row: int = 1
-
-    def slot(self, number: int) -> tuple[str, int]:
-        """Task and seed of the ``number``-th episode."""
-        return self.tasks[number % len(self.tasks)], self.seed + number // len(self.tasks)
-
-    def work_order(self, slots: Iterable[int]) -> list[int]:
-        """``slots`` as they are best made: ``in_a_row`` of the first task, as many of the second, and so on."""
-        n = len(self.tasks)
-        return sorted(slots, key=lambda slot: (slot // n // self.in_a_row, slot % n, slot))
 
 
 def pending_path(pending: Path, slot: int) -> Path:
@@ -151,12 +106,9 @@ class _Worker:
             self.learner = Learner(s.policy, s.policy_share) if s.policy else None
         task, seed = s.slot(slot)
         if s.successes_only:
-            episode = demonstrate_until_success(
-                self.env, task, seed, s.noise, s.instructions, s.tail, s.codec, self.learner
-            )
+            episode = demonstrate_until_success(self.env, task, seed, s, self.learner)
         else:
-            rollout = demonstrate(self.env, task, seed, 0, s.noise, s.instructions, s.tail, s.codec, self.learner)
-            episode = rollout.episode
+            episode = demonstrate(self.env, task, seed, 0, s, self.learner).episode
         with disk_errors(self.pending.parent):
             episode.save(pending_path(self.pending, slot))
         return int(episode.extras["attempts"])

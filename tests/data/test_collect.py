@@ -68,6 +68,21 @@ def test_without_noise_the_clean_action_is_executed(tmp_path):
     np.testing.assert_allclose(np.diff(batch["observation.state"][:, 0]), batch["action"][:-1, 0, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize(("noise", "kick"), [(0.0, 0.5), (0.05, 0.5), (0.3, 0.0)])
+def test_kicks_are_as_strong_as_asked_whatever_the_noise(tmp_path, noise, kick):
+    collect(ENV, "go_left", 40, 0, tmp_path, noise=noise, kick=kick)
+    dataset = open_dataset(tmp_path, 1, split="all")
+    assert dataset.provenance["kicks"] == {"rate": 0.03, "steps": 3, "scale": kick}
+    batch = dataset.batch(np.arange(len(dataset)))
+    starts = np.isin(np.arange(1, len(dataset)), dataset.episodes.start)
+    error = np.diff(batch["observation.state"][:, 0]) - batch["action"][:-1, 0, 0]
+    steps = np.abs(error[~starts]) / 0.2  # in steps' travel
+    kicked = steps > 4 * max(noise, 0.01)
+    assert (0.02 < kicked.mean() < 0.2) == (kick > noise)
+    if kick > noise:
+        assert 0.25 < steps[kicked].mean() < 1
+
+
 def test_a_tail_goes_on_after_success_with_labels_and_changes_nothing_before(reference, tmp_path):
     collect(ENV, "go_left", 3, 10, tmp_path, tail=4)
     short, long = (open_dataset(each, 1, split="all") for each in (reference, tmp_path))
@@ -351,6 +366,7 @@ def test_options_that_the_tasks_imply_are_set_and_noted(tmp_path):
         ({"seed": -1}, "seeds -1"),
         ({"workers": 0}, "workers 0"),
         ({"noise": -0.1}, "noise -0.1"),
+        ({"kick": -0.1}, "kick -0.1"),
         (
             {"options": {"hopeless": list(range(SEED_LIMIT))}},
             "the expert of 'stay' failed 24 times in a row from seed 0",

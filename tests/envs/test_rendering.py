@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
@@ -79,6 +80,21 @@ def test_a_picture_depends_on_the_state_alone_and_not_on_the_picture_before(worl
         np.testing.assert_array_equal(picture, first[camera])
 
 
+@pytest.mark.parametrize("name", ["moe_robot/PitStop-v0", "moe_robot/MetaWorld-v0"])
+def test_the_first_picture_of_all_and_one_after_a_picture_for_people_are_no_others(name):
+    cameras = ("front", "wrist") if "PitStop" in name else ("corner2", "close")
+    env = gymnasium.make(name, cameras=cameras, render_mode="rgb_array").unwrapped
+    first = env.reset(seed=0)[0]["pixels"]
+    second = env.pictures()
+    env.render()
+    third = env.pictures()
+    env.close()
+    assert list(first) == list(cameras)
+    for camera, picture in first.items():
+        np.testing.assert_array_equal(second[camera], picture)
+        np.testing.assert_array_equal(third[camera], picture)
+
+
 def test_sizes_follow_the_option_and_render_gives_a_large_picture_for_people():
     env = PitStopEnv(image_size=(40, 72), cameras=("wrist",), render_mode="rgb_array")
     observation, _ = env.reset(seed=0)
@@ -114,8 +130,7 @@ def test_the_first_row_is_the_top():
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     renderer = CameraRenderer(model, "fast", (64, 64))
-    renderer.update(data)
-    picture = renderer.draw(data, "c", (64, 64)).astype(int)
+    picture = renderer.draw(data, ("c",), (64, 64))["c"].astype(int)
     renderer.close()
     assert picture[:32, :, 0].sum() > picture[:32, :, 2].sum() + 1000
     assert picture[32:, :, 2].sum() > picture[32:, :, 0].sum() + 1000

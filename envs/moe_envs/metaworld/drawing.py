@@ -49,8 +49,7 @@ class Drawing:
         for name in POSES:
             getattr(self.data, name)[:] = getattr(scene, name)
         self._move_cameras(scene)
-        self._renderer.update(self.data)
-        return {camera: self._renderer.draw(self.data, camera, size) for camera in cameras}
+        return self._renderer.draw(self.data, cameras, size)
 
     def in_picture(self, places: np.ndarray, scene: mujoco.MjData, camera: str, size: tuple[int, int]) -> np.ndarray:
         """Where points of the world appear in a camera's picture: see :func:`moe_envs.labels.in_picture`."""

@@ -167,9 +167,7 @@ class PitStopEnv(gymnasium.Env):
     def render(self) -> np.ndarray | None:
         """``rgb_array``: the front view, uint8 (480, 640, 3). ``human``: MuJoCo's viewer, in real time."""
         if self.render_mode == "rgb_array":
-            renderer = self._open_renderer()
-            renderer.update(self.data)
-            return renderer.draw(self.data, "front", PICTURE_SIZE)
+            return self._open_renderer().draw(self.data, ("front",), PICTURE_SIZE)["front"]
         if self.render_mode == "human":
             if self._window is None:
                 self._window = Window(self.model, self.data, 1.0 / self.control_hz)
@@ -236,9 +234,7 @@ class PitStopEnv(gymnasium.Env):
 
     def pictures(self) -> dict[str, np.ndarray]:
         """What the observed cameras see now: camera -> uint8 (H, W, 3)."""
-        renderer = self._open_renderer()
-        renderer.update(self.data)
-        return {name: renderer.draw(self.data, name, self.image_size) for name in self.cameras}
+        return self._open_renderer().draw(self.data, self.cameras, self.image_size)
 
     def joint_positions(self) -> np.ndarray:
         """(7,) measured, rad."""
