@@ -8,13 +8,14 @@ Stop it whenever you like; the same command goes on from there. More rounds may 
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
 
 import yaml
 
-from moe_robot.cli import collect, demo, train
+from moe_robot.cli import bench, collect, demo, train
 from moe_robot.training.checkpoint import has_state
 from moe_robot.types import UserError
 
@@ -22,6 +23,8 @@ TAIL = 20  # what to do at the goal
 NOISE, KICK = 0.06, 0.6
 """The experts change their mind where the hand is 1 or 2 cm off. At the usual noise of 0.3 (6 mm in each control step
 here) they do so all the time, and who learns from that hovers between two minds (docs/results/metaworld-log.md)."""
+FREE = 400.0
+"""Pictures per second of processor time from which on a picture costs next to nothing beside a step of the world."""
 
 
 def main() -> int:
@@ -35,16 +38,26 @@ def main() -> int:
     parser.add_argument("--preset", default="moe")
     parser.add_argument("--config", nargs="*", default=[], help="policy settings, as of moe-robot train")
     parser.add_argument("--image-size", type=int, default=128, help="height and width of the pictures (128)")
+    parser.add_argument(
+        "--render", choices=("auto", "fast", "full"), default="auto",
+        help="Meta-World's own pictures (full) or quick ones; auto: full where a GPU draws them at no cost",
+    )  # fmt: skip
     parser.add_argument("--eval-episodes", type=int, default=20, help="fresh episodes of each task (20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dagger-rounds", type=int, default=0, help="rounds of DAgger after it (0)")
     parser.add_argument("--dagger-episodes", type=int, default=10, help="of each task and round (10)")
     parser.add_argument("--dagger-steps", type=int, default=3000, help="steps of training in each round (3000)")
     arguments = parser.parse_args()
+    pictures = (f"image_size={arguments.image_size}", "cameras=close")
+    try:
+        pictures += render_option(arguments.render, arguments.out, pictures)
+    except UserError as error:
+        print(f"train_metaworld: {error}", file=sys.stderr)
+        return 2
     options = demo.Options(
         out=arguments.out,
         env="metaworld",
-        env_options=("control_hz=40", f"image_size={arguments.image_size}", "cameras=close"),
+        env_options=("control_hz=40", *pictures),
         tasks=arguments.tasks,
         episodes_per_task=arguments.episodes,
         tail=TAIL,
@@ -72,6 +85,24 @@ def main() -> int:
     except KeyboardInterrupt as stopped:
         print(f"train_metaworld: stopped; {stopped}", file=sys.stderr)
         return 130
+
+
+def render_option(asked: str, out: Path, pictures: tuple[str, ...]) -> tuple[str, ...]:
+    """The environment's option that says how pictures are drawn; none for the quick ones.
+
+    ``auto`` measures, the first time; a run that goes on keeps what it began with.
+    """
+    if asked == "auto":
+        begun = out / "demo.json"
+        if begun.exists():
+            return tuple(of for of in json.loads(begun.read_text())["env_options"] if of.startswith("render="))
+        of = bench.Options(
+            "render", env="metaworld", env_options=("task=reach-v3", "render=full", *pictures), seconds=0.5, repeats=1
+        )
+        rate = bench.bench_render(of)["frames_per_cpu_second"]
+        asked = "full" if rate >= FREE else "fast"
+        print(f"Meta-World's own pictures: {rate:.0f} per second of processor time; taking render={asked}", flush=True)
+    return ("render=full",) if asked == "full" else ()
 
 
 def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) -> int:

@@ -1,0 +1,63 @@
+"""scripts/train_metaworld.py: collect, train, evaluate, rounds of DAgger; what is done is not done again."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("metaworld")
+
+from moe_robot.cli import bench
+from moe_robot.data.layout import read_info
+from moe_robot.data.loader import open_dataset
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[2] / "scripts/train_metaworld.py"
+    spec = importlib.util.spec_from_file_location("train_metaworld", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script, monkeypatch, out, *options):
+    sizes = ["--tasks", "reach-v3", "--episodes", "3", "--steps", "2", "--eval-episodes", "1", "--dagger-episodes", "2"]
+    more = ["--dagger-steps", "2", "--image-size", "64", "--out", str(out), *options]
+    monkeypatch.setattr(sys, "argv", ["train_metaworld.py", *sizes, *more])
+    return script.main()
+
+
+def test_all_steps_and_a_round_and_nothing_twice(script, monkeypatch, tmp_path, capsys):
+    assert run(script, monkeypatch, tmp_path / "run", "--render", "fast", "--dagger-rounds", "1") == 0
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
+    for folder, episodes in ((tmp_path / "run", 3), (tmp_path / "run/round-1", 2)):
+        data = open_dataset(folder / "demonstrations", 1, split="all")
+        assert read_info(folder / "demonstrations").episodes == episodes
+        assert data.provenance["noise"] == script.NOISE
+        assert data.provenance["kicks"]["scale"] == script.KICK
+        assert json.loads((folder / "report.json").read_text())["tier_mean"] is not None
+    assert "finetuned_sha256" in json.loads((tmp_path / "run/round-1/policy/checkpoint/train.json").read_text())
+    capsys.readouterr()
+    assert run(script, monkeypatch, tmp_path / "run", "--dagger-rounds", "1") == 0  # auto keeps what was begun
+    said = capsys.readouterr().out
+    assert said.count("trained already") == 1
+    assert said.count("evaluated already") == 2
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(8.0, ()), (5000.0, ("render=full",))])
+def test_own_pictures_are_taken_where_they_cost_nothing(script, monkeypatch, tmp_path, rate, expected):
+    asked = []
+    monkeypatch.setattr(bench, "bench_render", lambda of: asked.append(of) or {"frames_per_cpu_second": rate})
+    pictures = ("image_size=64", "cameras=close")
+    assert script.render_option("auto", tmp_path, pictures) == expected
+    assert {"render=full", *pictures} < set(asked[0].env_options)
+    (tmp_path / "demo.json").write_text(json.dumps({"env_options": ["control_hz=40", "render=full"]}))
+    assert script.render_option("auto", tmp_path, pictures) == ("render=full",)
+    assert len(asked) == 1
+    assert script.render_option("fast", tmp_path, pictures) == ()
+    assert script.render_option("full", tmp_path, pictures) == ("render=full",)
