@@ -18,7 +18,8 @@ from moe_robot.data.loader import open_dataset
 def script():
     path = Path(__file__).parents[2] / "scripts/train_metaworld.py"
     spec = importlib.util.spec_from_file_location("train_metaworld", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
