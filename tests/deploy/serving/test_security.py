@@ -2,9 +2,11 @@
 
 import pytest
 from bridge_server import CERTIFICATE
+from websockets.exceptions import InvalidMessage
 
 from moe_robot.cli import main
-from moe_robot.deploy.client import RemoteError, RemotePolicy
+from moe_robot.deploy import client
+from moe_robot.deploy.client import ConnectionLost, RemoteError, RemotePolicy
 from moe_robot.types import UserError
 
 TOKEN = "0123456789abcdef-of-this-test"
@@ -59,9 +61,27 @@ def test_over_tls_with_a_token_robots_come_in_from_any_address(serve, checkpoint
     with pytest.raises(RemoteError, match="certificate verify failed"):
         RemotePolicy(address, TOKEN, answer_s=60)
     for wrong in (None, TOKEN + "x"):
-        # patiently: over TLS the server's refusal and its farewell may overtake each other on a busy machine
         with pytest.raises(RemoteError, match="401 send the header 'Authorization: Api-Key TOKEN'"):
-            RemotePolicy(address, wrong, CERTIFICATE, answer_s=60, patience_s=60)
+            RemotePolicy(address, wrong, CERTIFICATE, answer_s=60)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_first_answer_that_is_lost_is_asked_for_once_more(serve, checkpoint, monkeypatch, lost):
+    served, connect, calls = serve(checkpoint), client.connect, []
+
+    def losing(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) <= lost:
+            raise InvalidMessage("did not receive a valid HTTP response")
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(client, "connect", losing)
+    if lost == 1:
+        RemotePolicy(f"ws://127.0.0.1:{served.port}", answer_s=60).close()
+    else:
+        with pytest.raises(ConnectionLost, match="no policy server answers"):
+            RemotePolicy(f"ws://127.0.0.1:{served.port}", answer_s=60)
+    assert len(calls) == 2
 
 
 def test_metrics_need_the_token_and_health_does_not(serve, checkpoint, token_file):
