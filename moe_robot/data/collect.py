@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -153,10 +153,12 @@ def collect(
         raise UserError(f"policy_share {policy_share}: expected above 0 and at most 1")
     started, directory, tally = time.monotonic(), Path(out), _Tally()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # the software renderer is fastest here without threads of its own
-    settings, features, provenance = _settle(
-        environment, tasks, seed, options or {}, noise, kick, instructions, successes_only, tail, codec,
-        checkpoint_directory(policy) if policy else None, policy_share,
+    learner = checkpoint_directory(policy) if policy else None
+    asked = Settings(
+        environment_id(environment), options or {}, (), seed, noise, instructions, successes_only, tail, codec, learner,
+        policy_share if learner else 0.0, kick,
     )  # fmt: skip
+    settings, features, provenance = _settle(asked, tasks)
     order = _Order(settings, features, provenance, directory, episodes * len(settings.tasks), workers, progress, tally)
     with disk_errors(directory):
         found = _gather(order) if rank is None else _gather_together(order, rank)
@@ -243,22 +245,9 @@ def _gather_together(order: _Order, rank: Rank) -> DatasetWriter:
     return look()
 
 
-def _settle(
-    environment: str,
-    tasks: str,
-    seed: int,
-    options: Mapping[str, Any],
-    noise: float,
-    kick: float | None,
-    instructions: str,
-    successes_only: bool,
-    tail: int,
-    codec: str,
-    policy: Path | None,
-    policy_share: float,
-) -> tuple[Settings, Features, dict[str, Any]]:
+def _settle(asked: Settings, tasks: str) -> tuple[Settings, Features, dict[str, Any]]:
     """Look at the environment once: complete the settings, read its features, note where the data comes from."""
-    name, options = environment_id(environment), dict(options)
+    name, options = asked.environment, dict(asked.options)
     env = make_environment(name, **options)
     try:
         chosen = select_tasks(env, tasks)
@@ -269,39 +258,43 @@ def _settle(
             options |= implied
             env = make_environment(name, **options)
         sets = getattr(env.unwrapped, "instruction_sets", ())
-        if sets and instructions not in sets:
-            raise unknown("instruction set", instructions, sets)
-        in_a_row = IN_A_ROW if getattr(env.unwrapped, "scene_per_task", False) else 1
-        instructed = instructions if sets else None
+        if sets and asked.instructions not in sets:
+            raise unknown("instruction set", str(asked.instructions), sets)
         features = environment_features(env)
-        if policy:
-            _check_fits(policy, features, name)
-        settings = Settings(
-            name, options, chosen, seed, noise, instructed, successes_only, tail, codec, policy,
-            policy_share if policy else 0.0, kick, in_a_row,
-        )  # fmt: skip
+        if asked.policy:
+            _check_fits(asked.policy, features, name)
+        settings = replace(
+            asked,
+            options=options,
+            tasks=chosen,
+            instructions=asked.instructions if sets else None,
+            in_a_row=IN_A_ROW if getattr(env.unwrapped, "scene_per_task", False) else 1,
+        )
         renderer = getattr(env.unwrapped, "renderer", None)
-        provenance = {
-            "environment": name,
-            "options": options,
-            "tasks": list(chosen),
-            "seed": seed,
-            "noise": noise,
-            "kicks": {
-                "rate": KICK_RATE,
-                "steps": KICK_STEPS,
-                **({"factor": KICK_FACTOR} if kick is None else {"scale": kick}),
-            },
-            "instructions": settings.instructions,
-            "successes_only": successes_only,
-            **({"tail": tail} if tail else {}),  # data sets from before there were tails go on
-            **({"learner": {"sha256": weights_sha256(policy), "share": policy_share}} if policy else {}),
-            "renderer": renderer if isinstance(renderer, str) else None,
-            "versions": {package: _version(package) for package in ("moe-robot", "mujoco", "gymnasium", "numpy")},
-        }
-        return settings, features, provenance
+        return settings, features, _provenance(settings, renderer if isinstance(renderer, str) else None)
     finally:
         env.close()
+
+
+def _provenance(settings: Settings, renderer: str | None) -> dict[str, Any]:
+    """What a data set says of where it comes from; going on with other settings is refused by it."""
+    s = settings
+    kick = {"factor": KICK_FACTOR} if s.kick is None else {"scale": s.kick}
+    learner = {"sha256": weights_sha256(s.policy), "share": s.policy_share} if s.policy else None
+    return {
+        "environment": s.environment,
+        "options": s.options,
+        "tasks": list(s.tasks),
+        "seed": s.seed,
+        "noise": s.noise,
+        "kicks": {"rate": KICK_RATE, "steps": KICK_STEPS, **kick},
+        "instructions": s.instructions,
+        "successes_only": s.successes_only,
+        **({"tail": s.tail} if s.tail else {}),  # data sets from before there were tails go on
+        **({"learner": learner} if learner else {}),
+        "renderer": renderer,
+        "versions": {package: _version(package) for package in ("moe-robot", "mujoco", "gymnasium", "numpy")},
+    }
 
 
 def _check_fits(policy: Path, features: Features, environment: str) -> None:
