@@ -123,6 +123,9 @@ class PolicyConfig:
     """State entries that the policy does not read, as shell patterns of their names. Velocities tell where the
     demonstrator was going: a policy that reads them copies the motion and does not look for the goal (the copycat
     problem, Wen et al. 2020)."""
+    state_octaves: int = 0
+    """Fourier features of each state number: so many sines and cosines, each twice as fast as the one before. Where a
+    demonstrator changes its mind within a small part of the hand's range, the number alone tells too little apart."""
     places_weight: float = 1.0
     """Weight of telling where things are, in training: it teaches the glimpses to find them."""
     pictures_weight: float = 0.1
@@ -167,7 +170,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         for name, low in (
             ("width", 8), ("layers", 2), ("heads", 1), ("hidden", 1), ("chunk", 1), ("execute", 1), ("patches", 1),
-            ("moe_every", 1), ("cold_after", 1), ("shared_experts", 0),
+            ("moe_every", 1), ("cold_after", 1), ("shared_experts", 0), ("state_octaves", 0),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"policy config: {name} is {getattr(self, name)}, expected at least {low}")

@@ -88,7 +88,9 @@ class Network(nn.Module):
             {camera: Glimpse(config, len(self.told.things)) for camera in features.cameras if config.glimpses}
         )
         state = split_by_role(features.state_names, config.ignore_state)
-        self.states = nn.ModuleList(StateStem(role, indices, d) for role, indices in state.items())
+        self.states = nn.ModuleList(
+            StateStem(role, indices, d, config.state_octaves) for role, indices in state.items()
+        )
         self.sizes = dict(features.cameras)
         self.heeded = sorted(index for indices in state.values() for index in indices)
         width = len(self.glimpses) * Glimpse.read_width(config) + len(self.heeded)

@@ -16,7 +16,9 @@ from moe_policies.vision import FrozenVision
 from moe_robot.moe import at_least_float32
 
 SUMMARY_HEADS = 4
-PLACE_WIDTH = 16
+PLACE_OCTAVES = 4
+STATE_REACH = 2.0
+"""Of normalised state numbers: what the slowest of their Fourier features is made for, either side of the mean."""
 
 
 class Residual(nn.Module):
@@ -149,7 +151,7 @@ class Glimpse(nn.Module):
     @staticmethod
     def read_width(config: PolicyConfig) -> int:
         """R, the width of one find: features, place, and the place's Fourier features."""
-        return config.stem_channels + 2 + PLACE_WIDTH
+        return config.stem_channels + 2 + 2 * 2 * PLACE_OCTAVES
 
     def forward(self, features: Tensor, summary_BS: Tensor) -> Look:
         """Look into a feature map (B, C, h, w) with a sentence's summary (B, SUMMARY_HEADS * D)."""
@@ -162,7 +164,9 @@ class Glimpse(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # bf16 would round the position to about a pixel
             place_BQ2 = attention_BQP @ image_places(h, w, features.device).to(attention_BQP.dtype)
             seen_BQC = attention_BQP.to(features.dtype) @ features.flatten(2).transpose(1, 2)
-            finds_BQR = torch.cat([at_least_float32(seen_BQC), place_BQ2 * 2, sinusoid(place_BQ2, PLACE_WIDTH)], dim=-1)
+            finds_BQR = torch.cat(
+                [at_least_float32(seen_BQC), place_BQ2 * 2, sinusoid(place_BQ2, PLACE_OCTAVES)], dim=-1
+            )
             common_BQR, more_BQR = finds_BQR.split([self.n_half, finds_BQR.shape[1] - self.n_half], dim=1)
             if self.point is None:
                 meant_BAR = more_BQR[:, : self.n_half]
@@ -199,18 +203,26 @@ def image_places(height: int, width: int, device: torch.device) -> Tensor:
 
 
 class StateStem(nn.Module):
-    """State numbers of one kind (arm or grasp) to one token."""
+    """State numbers of one kind (arm or grasp) to one token.
 
-    def __init__(self, modality: str, indices: Sequence[int], width: int) -> None:
+    Args:
+        octaves: Fourier features of each number that stand beside it; 0 for the number alone.
+    """
+
+    def __init__(self, modality: str, indices: Sequence[int], width: int, octaves: int = 0) -> None:
         super().__init__()
-        self.modality = modality
+        self.modality, self.octaves = modality, octaves
         self.indices: Tensor
         self.register_buffer("indices", torch.tensor(list(indices), dtype=torch.int64), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(len(indices), width), nn.SiLU(), nn.Linear(width, width))
+        n = len(indices) * (1 + 2 * octaves)
+        self.layers = nn.Sequential(nn.Linear(n, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, state_BS: Tensor) -> Tokens:
         """Normalised state (B, S) -> one token (B, 1, D)."""
-        return Tokens.of(self.layers(state_BS[:, self.indices]).unsqueeze(1), self.modality)
+        x = state_BS[:, self.indices]
+        if self.octaves:
+            x = torch.cat([x, sinusoid(x / STATE_REACH, self.octaves)], dim=-1)
+        return Tokens.of(self.layers(x).unsqueeze(1), self.modality)
 
 
 class TextStem(nn.Module):

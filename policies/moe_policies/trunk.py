@@ -226,8 +226,10 @@ class Block(nn.Module):
         return tokens.replaced(tokens.x_BND + y_BND), plan
 
 
-def sinusoid(position: Tensor, width: int) -> Tensor:
-    """Fixed Fourier features of positions in [-1, 1]: (..., 2) -> (..., width), width a multiple of 4."""
-    octaves = 2.0 ** torch.arange(width // 4, device=position.device) * torch.pi / 2
-    angles = position.unsqueeze(-1) * octaves
+def sinusoid(x: Tensor, octaves: int) -> Tensor:
+    """Fixed Fourier features of numbers in [-1, 1]: (..., n) -> (..., 2n * octaves). The slowest has a period of 4.
+
+    A network learns smooth functions first; with these it can tell apart what lies close together (Tancik et al. 2020).
+    """
+    angles = x.unsqueeze(-1) * (2.0 ** torch.arange(octaves, device=x.device) * torch.pi / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)

@@ -49,7 +49,7 @@ def test_every_preset_is_captured(name, statistics_of):
 KINDS = {
     "token": {}, "segment": {"routing_unit": "segment", "bias_rate": 0.001},
     "instruction": {"routing_unit": "instruction"}, "flow": {"head": "flow"},
-    "hears": {"gate_hears": True},
+    "hears": {"gate_hears": True, "state_octaves": 3},
 }  # fmt: skip
 
 

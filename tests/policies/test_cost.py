@@ -28,6 +28,7 @@ def make(features, statistics, preset, **overrides) -> MultimodalPolicy:
         ("moe", {"text": "none"}),
         ("moe", {"routing_unit": "instruction", "shared_experts": 2}),
         ("moe", {"gate_hears": True}),
+        ("moe", {"state_octaves": 3}),
         ("moe", {"vision": "bundled:efficientnet-lite0"}),
     ],
 )

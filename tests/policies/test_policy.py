@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from moe_policies.config import MODALITIES, PolicyConfig
 from moe_policies.places import PlaceNames, Places, in_picture, picture_loss
 from moe_policies.policy import MultimodalPolicy
 from moe_policies.presets import PRESETS
-from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse
+from moe_policies.stems import SUMMARY_HEADS, CameraStem, Glimpse, StateStem
 from moe_policies.trunk import Gating, Tokens
 from moe_robot.registry import load_policy, presets
 from moe_robot.types import Features, Observation, PlansAhead, Policy, UserError
@@ -127,6 +128,24 @@ def test_ignored_state_is_not_read(features, statistics, batch):
         policy = make(features, statistics, ignore_state=patterns)
         before, after = (policy.predict_action_chunk(x) for x in (without_actions(batch), moved))
         assert bool((before != after).any()) == read
+
+
+@pytest.mark.parametrize("octaves", [0, 6])
+def test_octaves_let_a_policy_change_its_mind_within_a_fraction_of_the_range(octaves):
+    """Up where the hand is lower than a line, down where it is higher: who sees that line smeared hovers over it."""
+    torch.manual_seed(0)
+    stem, read = StateStem("arm", [0, 1, 2], 32, octaves), nn.Linear(32, 1)
+    optimiser = torch.optim.Adam([*stem.parameters(), *read.parameters()], lr=3e-3)
+    for _ in range(200):
+        state_BS = torch.randn(256, 3)
+        loss = (read(stem(state_BS).x_BND)[:, 0, 0] - (state_BS[:, 2] < 0.3).float()).abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    below, above = (torch.tensor([[0.0, 0.0, 0.3 + offset]]) for offset in (-0.1, 0.1))
+    with torch.no_grad():
+        step = float(read(stem(below).x_BND) - read(stem(above).x_BND))
+    assert step > 0.8 if octaves else step < 0.3
 
 
 def test_places_are_labels_and_never_inputs(features, statistics, batch):
