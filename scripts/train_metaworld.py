@@ -33,6 +33,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", default="mt10")
     parser.add_argument("--episodes", type=int, default=100, help="demonstrations of each task (100)")
+    parser.add_argument("--noise", type=float, default=NOISE, help=f"disturbance of the demonstrations ({NOISE})")
+    parser.add_argument("--kick", type=float, default=KICK, help=f"and of their rare kicks ({KICK})")
     parser.add_argument("--minutes", type=float, default=60.0, help="minutes of training (60)")
     parser.add_argument("--steps", type=int, help="steps of training in place of minutes")
     parser.add_argument("--preset", default="moe")
@@ -61,8 +63,8 @@ def main() -> int:
         tasks=arguments.tasks,
         episodes_per_task=arguments.episodes,
         tail=TAIL,
-        noise=NOISE,
-        kick=KICK,
+        noise=arguments.noise,
+        kick=arguments.kick,
         minutes=arguments.minutes,
         steps=arguments.steps,
         preset=arguments.preset,
@@ -116,8 +118,8 @@ def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) 
             tasks=options.tasks,
             episodes=episodes,
             tail=TAIL,
-            noise=NOISE,
-            kick=KICK,
+            noise=options.noise,
+            kick=options.kick,
             seed=1000 * number,  # not the layouts of the demonstrations
             out=folder / "demonstrations",
             policy=before / "policy",
