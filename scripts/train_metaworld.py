@@ -50,16 +50,29 @@ def main() -> int:
     parser.add_argument("--dagger-episodes", type=int, default=10, help="of each task and round (10)")
     parser.add_argument("--dagger-steps", type=int, default=3000, help="steps of training in each round (3000)")
     arguments = parser.parse_args()
-    pictures = (f"image_size={arguments.image_size}", "cameras=close")
     try:
-        pictures += render_option(arguments.render, arguments.out, pictures)
+        options = options_of(arguments)
+        status = demo.run(options)
+        for number in range(1, arguments.dagger_rounds + 1):
+            if status:
+                break
+            status = dagger_round(number, options, arguments.dagger_episodes, arguments.dagger_steps)
+        return status
     except UserError as error:
         print(f"train_metaworld: {error}", file=sys.stderr)
         return 2
-    options = demo.Options(
+    except KeyboardInterrupt as stopped:
+        print(f"train_metaworld: stopped; {stopped}", file=sys.stderr)
+        return 130
+
+
+def options_of(arguments: argparse.Namespace) -> demo.Options:
+    """What ``moe-robot demo`` is asked for."""
+    pictures = (f"image_size={arguments.image_size}", "cameras=close")
+    return demo.Options(
         out=arguments.out,
         env="metaworld",
-        env_options=("control_hz=40", *pictures),
+        env_options=("control_hz=40", *pictures, *render_option(arguments.render, arguments.out, pictures)),
         tasks=arguments.tasks,
         episodes_per_task=arguments.episodes,
         tail=TAIL,
@@ -74,19 +87,6 @@ def main() -> int:
         knockout="",
         video=1,
     )
-    try:
-        status = demo.run(options)
-        for number in range(1, arguments.dagger_rounds + 1):
-            if status:
-                break
-            status = dagger_round(number, options, arguments.dagger_episodes, arguments.dagger_steps)
-        return status
-    except UserError as error:
-        print(f"train_metaworld: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stopped:
-        print(f"train_metaworld: stopped; {stopped}", file=sys.stderr)
-        return 130
 
 
 def render_option(asked: str, out: Path, pictures: tuple[str, ...]) -> tuple[str, ...]:
