@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("metaworld")
-
 from moe_robot.cli import bench
 from moe_robot.data.layout import read_info
 from moe_robot.data.loader import open_dataset
