@@ -23,6 +23,9 @@ TAIL = 20  # what to do at the goal
 NOISE, KICK = 0.06, 0.6
 """The experts change their mind where the hand is 1 or 2 cm off. At the usual noise of 0.3 (6 mm in each control step
 here) they do so all the time, and who learns from that hovers between two minds (docs/results/metaworld-log.md)."""
+SHARE, TURN = 0.7, 30
+"""In rounds of DAgger the learner drives so much of the time, in turns of so many control steps: long enough to close
+the fingers on nothing and carry that away, which no demonstration shows."""
 FREE = 400.0
 """Pictures per second of processor time from which on a picture costs next to nothing beside a step of the world."""
 
@@ -110,7 +113,7 @@ def render_option(asked: str, out: Path, pictures: tuple[str, ...]) -> tuple[str
 def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) -> int:
     """The latest policy drives half of the time and the expert labels it; train further on all there is; evaluate."""
     folder, before = (options.out if n == 0 else options.out / f"round-{n}" for n in (number, number - 1))
-    print(f"[round {number}] {episodes} episodes of each task that {before / 'policy'} half drives", flush=True)
+    print(f"[round {number}] {episodes} episodes of each task that {before / 'policy'} drives in part", flush=True)
     status = collect.run(
         collect.Options(
             env=options.env,
@@ -123,6 +126,8 @@ def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) 
             seed=1000 * number,  # not the layouts of the demonstrations
             out=folder / "demonstrations",
             policy=before / "policy",
+            policy_share=SHARE,
+            policy_turn=TURN,
         )
     )
     if status:

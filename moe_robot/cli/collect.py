@@ -52,6 +52,8 @@ class Options:
     the data then shows the states that this policy gets into. Train on it together with the demonstrations before."""
     policy_share: float = 0.5
     """Of the time, how much it drives."""
+    policy_turn: int = 10
+    """Control steps after which it is drawn anew who drives. Who shall learn from failing must be given time to."""
     keep_failures: bool = False
     """Store also rollouts in which the expert fails, instead of trying again."""
     json: bool = False
@@ -118,6 +120,7 @@ def _collect_with_bar(options: Options, console: Any, rank: Rank | None) -> Coll
             codec=options.images,
             policy=options.policy,
             policy_share=options.policy_share,
+            policy_turn=options.policy_turn,
             progress=show,
             rank=rank,
         )

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from moe_robot.data.demonstrate import KICK_FACTOR, KICK_RATE, KICK_STEPS, SEED_LIMIT, Settings
+from moe_robot.data.demonstrate import KICK_FACTOR, KICK_RATE, KICK_STEPS, SEED_LIMIT, TURN_STEPS, Settings
 from moe_robot.data.durable import TEMPORARY, disk_errors, only_writer
 from moe_robot.data.layout import PNG, read_info
 from moe_robot.data.record import EpisodeRecord
@@ -108,6 +108,7 @@ def collect(
     codec: str = PNG,
     policy: str | Path | None = None,
     policy_share: float = 0.5,
+    policy_turn: int = TURN_STEPS,
     progress: Callable[[Progress], None] | None = None,
     rank: Rank | None = None,
 ) -> CollectReport:
@@ -128,7 +129,8 @@ def collect(
         tail: see :class:`Settings`.
         codec: "png", or "h264" or "av1" for one video per camera.
         policy: checkpoint of a learner that drives part of the time; the labels are the expert's still (DAgger).
-        policy_share: of the turns of :data:`moe_robot.data.demonstrate.TURN_STEPS` steps, those that are the learner's.
+        policy_share: of the turns, those that are the learner's.
+        policy_turn: control steps of a turn.
         progress: called after each episode.
         rank: of several processes that call this with the same arguments and share it out. Each returns when all is
             collected; the data set does not depend on it.
@@ -151,12 +153,14 @@ def collect(
         raise unknown("image codec", codec, (PNG, *CODECS))
     if not 0 < policy_share <= 1:
         raise UserError(f"policy_share {policy_share}: expected above 0 and at most 1")
+    if policy_turn < 1:
+        raise UserError(f"policy_turn {policy_turn}: expected at least 1 control step")
     started, directory, tally = time.monotonic(), Path(out), _Tally()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # the software renderer is fastest here without threads of its own
     learner = checkpoint_directory(policy) if policy else None
     asked = Settings(
         environment_id(environment), options or {}, (), seed, noise, instructions, successes_only, tail, codec, learner,
-        policy_share if learner else 0.0, kick,
+        policy_share if learner else 0.0, kick, policy_turn=policy_turn,
     )  # fmt: skip
     settings, features, provenance = _settle(asked, tasks)
     order = _Order(settings, features, provenance, directory, episodes * len(settings.tasks), workers, progress, tally)
@@ -280,7 +284,8 @@ def _provenance(settings: Settings, renderer: str | None) -> dict[str, Any]:
     """What a data set says of where it comes from; going on with other settings is refused by it."""
     s = settings
     kick = {"factor": KICK_FACTOR} if s.kick is None else {"scale": s.kick}
-    learner = {"sha256": weights_sha256(s.policy), "share": s.policy_share} if s.policy else None
+    turn = {} if s.policy_turn == TURN_STEPS else {"turn": s.policy_turn}  # older data sets go on
+    learner = {"sha256": weights_sha256(s.policy), "share": s.policy_share, **turn} if s.policy else None
     return {
         "environment": s.environment,
         "options": s.options,

@@ -38,7 +38,7 @@ LAYOUTS = 8
 
 
 TURN_STEPS = 10
-"""Control steps after which it is drawn anew whether the learner or the expert drives."""
+"""Usual length of a turn at the wheel."""
 
 
 class Learner:
@@ -47,14 +47,15 @@ class Learner:
     Args:
         policy: its checkpoint or run.
         share: of the turns that are the policy's, in (0, 1].
+        turn: control steps after which it is drawn anew whether the policy or the expert drives.
     """
 
-    def __init__(self, policy: str | Path, share: float) -> None:
+    def __init__(self, policy: str | Path, share: float, turn: int = TURN_STEPS) -> None:
         import torch
 
         torch.set_num_threads(1)  # sums then have one order, and workers do not get in each other's way
         self.policy: Policy = load_policy(policy)
-        self.share = share
+        self.share, self.turn = share, turn
 
     def begin(self, seed: int) -> None:
         """Before an episode."""
@@ -81,6 +82,7 @@ class Settings:
         codec: how frames are stored, see :class:`moe_robot.data.record.EpisodeBuilder`.
         policy: checkpoint of a learner that drives some of the turns, None for the expert alone.
         policy_share: of the turns, those that are the learner's.
+        policy_turn: control steps of a turn.
         in_a_row: episodes of one task that are made one after another; the order of work alone, not of the data set.
     """
 
@@ -97,6 +99,7 @@ class Settings:
     policy_share: float = 0.0
     kick: float | None = None
     in_a_row: int = 1
+    policy_turn: int = TURN_STEPS
 
     def slot(self, number: int) -> tuple[str, int]:
         """Task and seed of the ``number``-th episode."""
@@ -171,7 +174,7 @@ def demonstrate(
         if seen.state is None:
             raise UserError(f"environment {inner} gives no agent_pos: demonstrations need the state")
         builder.add(seen.images, seen.state, clean, inner.environment_state() if features.environment_names else None)
-        if learner is not None and step % TURN_STEPS == 0:
+        if learner is not None and step % learner.turn == 0:
             driving = bool(rng.random() < learner.share)
             learner.policy.reset()
         if learner is not None and driving:

@@ -103,7 +103,7 @@ class _Worker:
         s = self.settings
         if self.env is None:
             self.env = make_environment(s.environment, **s.options)
-            self.learner = Learner(s.policy, s.policy_share) if s.policy else None
+            self.learner = Learner(s.policy, s.policy_share, s.policy_turn) if s.policy else None
         task, seed = s.slot(slot)
         if s.successes_only:
             episode = demonstrate_until_success(self.env, task, seed, s, self.learner)

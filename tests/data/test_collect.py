@@ -14,7 +14,6 @@ from sample_episodes import fingerprints
 
 from moe_robot.cli import main
 from moe_robot.data import collect as collecting
-from moe_robot.data import demonstrate as demonstrating
 from moe_robot.data import workers
 from moe_robot.data.collect import collect
 from moe_robot.data.demonstrate import LAYOUTS, SEED_LIMIT, TRIES_PER_LAYOUT, layout_seed
@@ -107,9 +106,8 @@ def wanderer(tmp_path_factory):
     return folder
 
 
-def test_a_learner_drives_some_turns_and_the_labels_stay_the_experts(wanderer, tmp_path, monkeypatch):
-    monkeypatch.setattr(demonstrating, "TURN_STEPS", 3)
-    collect(ENV, "go_left", 12, 0, tmp_path, noise=0.0, policy=wanderer, policy_share=0.4)
+def test_a_learner_drives_some_turns_and_the_labels_stay_the_experts(wanderer, tmp_path):
+    collect(ENV, "go_left", 12, 0, tmp_path, noise=0.0, policy=wanderer, policy_share=0.4, policy_turn=3)
     dataset, driven = open_dataset(tmp_path, 1, split="all"), 0
     for start, stop in zip(dataset.episodes.start, dataset.episodes.stop, strict=True):
         batch = dataset.batch(np.arange(start, stop))
@@ -121,7 +119,10 @@ def test_a_learner_drives_some_turns_and_the_labels_stay_the_experts(wanderer, t
         assert all(turn.all() or not turn.any() for turn in turns)
         driven += wandered.sum()
     assert 0.2 < driven / dataset.total_frames < 0.6
-    assert read_info(tmp_path).provenance["learner"] == {"sha256": weights_sha256(wanderer), "share": 0.4}
+    learner = {"sha256": weights_sha256(wanderer), "share": 0.4}
+    assert read_info(tmp_path).provenance["learner"] == {**learner, "turn": 3}
+    collect(ENV, "go_left", 2, 0, tmp_path / "usual", noise=0.0, policy=wanderer, policy_share=0.4)
+    assert read_info(tmp_path / "usual").provenance["learner"] == learner, "as in data sets from before"
 
 
 def test_a_learner_gives_the_same_bits_with_any_number_of_workers_and_another_one_is_refused(wanderer, tmp_path):
@@ -140,6 +141,8 @@ def test_a_learner_of_another_world_and_no_share_are_refused(wanderer, tmp_path)
         collect(ENV, "all", 1, 0, tmp_path / "data", policy=wanderer)  # its pictures are larger
     with pytest.raises(UserError, match=r"policy_share 0: expected above 0"):
         collect(ENV, "all", 1, 0, tmp_path / "data", policy=wanderer, policy_share=0)
+    with pytest.raises(UserError, match=r"policy_turn 0: expected at least 1"):
+        collect(ENV, "all", 1, 0, tmp_path / "data", policy=wanderer, policy_turn=0)
     with pytest.raises(UserError, match="no checkpoint at"):
         collect(ENV, "all", 1, 0, tmp_path / "data", policy=tmp_path / "nowhere")
     assert not (tmp_path / "data").exists()

@@ -38,6 +38,9 @@ def test_all_steps_and_a_round_and_nothing_twice(script, monkeypatch, tmp_path, 
         assert read_info(folder / "demonstrations").episodes == episodes
         assert data.provenance["noise"] == script.NOISE
         assert data.provenance["kicks"]["scale"] == script.KICK
+        learner = data.provenance.get("learner", {})
+        assert (learner.get("share"), learner.get("turn")) == ((script.SHARE, script.TURN) if learner else (None, None))
+        assert bool(learner) == (folder.name == "round-1")
         assert json.loads((folder / "report.json").read_text())["tier_mean"] is not None
     assert "finetuned_sha256" in json.loads((tmp_path / "run/round-1/policy/checkpoint/train.json").read_text())
     capsys.readouterr()

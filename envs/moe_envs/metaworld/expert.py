@@ -9,12 +9,20 @@ import numpy as np
 
 from moe_envs.metaworld.world import OBJECT, World, require
 
-TOLD_HIGHER = {"peg-insert-side-v3": 0.012}
+TOLD_HIGHER = {
+    "peg-insert-side-v3": 0.012,
+    "bin-picking-v3": -0.006,
+    "box-close-v3": -0.009,
+    "pick-out-of-hole-v3": 0.012,
+    "push-back-v3": -0.009,
+    "sweep-into-v3": -0.009,
+}
 """Metres by which an expert is told its object higher than it lies.
 
 Meta-World's peg expert lifts once the hand is within 25 mm of the peg's height, which is just where the fingers come to
 rest on the table. At 40 Hz and with disturbances it presses for about 30 steps before it lifts, nothing observed
-changes meanwhile, and who learned from it presses for ever. Told 12 mm more, it lifts at once.
+changes meanwhile, and who learned from it presses for ever. Told 12 mm more, it lifts at once. The others stand on such
+an edge too, where they press or change their mind from step to step; figures in docs/results/metaworld-log.md.
 """
 
 
