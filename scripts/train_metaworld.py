@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dagger-rounds", type=int, default=0, help="rounds of DAgger after it (0)")
     parser.add_argument("--dagger-episodes", type=int, default=10, help="of each task and round (10)")
-    parser.add_argument("--dagger-steps", type=int, default=3000, help="steps of training in each round (3000)")
+    parser.add_argument("--dagger-steps", type=int, default=5000, help="steps of training in each round (5000)")
     arguments = parser.parse_args()
     try:
         options = options_of(arguments)
@@ -143,7 +143,7 @@ def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) 
                 data=folder / "mixture.yaml",
                 out=policy,
                 finetune=before / "policy",
-                learning_rate=3e-4,  # a third of the peak from before: it is to learn, and not to forget
+                learning_rate=5e-4,  # half of the peak from before: it is to learn, and not to forget
                 steps=steps,
                 seed=options.seed,
                 resume=has_state(policy),

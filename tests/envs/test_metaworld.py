@@ -10,6 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import moe_envs
+from moe_envs.metaworld import expert as expert_module
 from moe_envs.metaworld.drawing import CORNER2_POSITION, drawn_model
 from moe_envs.metaworld.env import KEPT_WORLDS, MetaWorldEnv
 from moe_envs.metaworld.tasks import MT10, MT50, SENTENCES, TASK_GROUPS, TIERS
@@ -159,6 +160,26 @@ def test_the_peg_is_lifted_as_soon_as_it_is_held():
                 break
         assert terminated
         assert pressing <= 8
+
+
+def lifts_until_done(task, seed):
+    """How often the expert begins to go up with closing fingers."""
+    env = blind(control_hz=40, task=task)
+    env.reset(seed=seed)
+    expert, terminated, rising, lifts = env.make_expert(task), False, False, 0
+    while not terminated:
+        action = expert.act()
+        before, rising = rising, bool(action[3] > 0 and action[2] > 0.3)
+        lifts += rising and not before
+        _, _, terminated, _, _ = env.step(action)
+    return lifts
+
+
+@pytest.mark.parametrize("task", ["bin-picking-v3", "disassemble-v3"])
+def test_who_waits_for_the_fingers_lifts_once_and_meta_worlds_own_experts_do_not(task, monkeypatch):
+    assert [lifts_until_done(task, seed) for seed in range(3)] == [1, 1, 1]
+    monkeypatch.setattr(expert_module, "LIFTS_BELOW", {})
+    assert all(lifts_until_done(task, seed) > 1 for seed in range(3))
 
 
 def test_disturbances_leave_the_gripper_and_stay_in_range():
