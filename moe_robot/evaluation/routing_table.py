@@ -82,7 +82,7 @@ def _information(report: Mapping[str, Any]) -> Table:
             f"{row['p_holm']:.3f}{'*' if row['significant'] else ' '}",
             style=None if row["significant"] else "dim",
         )
-    start = "; start: the same before training" if fresh else ""
+    start = "; start: in an untrained policy" if fresh else ""
     table.caption = f"chance: the mean of 999 shuffles; beyond: bits above it{start}; p after Holm, * below 0.05"
     return table
 
