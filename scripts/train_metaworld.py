@@ -111,7 +111,7 @@ def render_option(asked: str, out: Path, pictures: tuple[str, ...]) -> tuple[str
 
 
 def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) -> int:
-    """The latest policy drives half of the time and the expert labels it; train further on all there is; evaluate."""
+    """The latest policy drives most of the time and the expert labels it; train further on all there is; evaluate."""
     folder, before = (options.out if n == 0 else options.out / f"round-{n}" for n in (number, number - 1))
     print(f"[round {number}] {episodes} episodes of each task that {before / 'policy'} drives in part", flush=True)
     status = collect.run(
