@@ -14,7 +14,7 @@ from moe_envs.metaworld import expert as expert_module
 from moe_envs.metaworld.drawing import CORNER2_POSITION, drawn_model
 from moe_envs.metaworld.env import KEPT_WORLDS, MetaWorldEnv
 from moe_envs.metaworld.tasks import MT10, MT50, SENTENCES, TASK_GROUPS, TIERS
-from moe_envs.metaworld.world import GOAL, HAND, STEP_LIMIT, World, require
+from moe_envs.metaworld.world import GOAL, HAND, OBJECT, STEP_LIMIT, World, require
 from moe_robot.registry import environment_features, make_environment, select_tasks
 from moe_robot.types import UserError
 
@@ -178,8 +178,43 @@ def lifts_until_done(task, seed):
 @pytest.mark.parametrize("task", ["bin-picking-v3", "disassemble-v3"])
 def test_who_waits_for_the_fingers_lifts_once_and_meta_worlds_own_experts_do_not(task, monkeypatch):
     assert [lifts_until_done(task, seed) for seed in range(3)] == [1, 1, 1]
-    monkeypatch.setattr(expert_module, "LIFTS_BELOW", {})
+    monkeypatch.setattr(expert_module, "GRIPS", {})
     assert all(lifts_until_done(task, seed) > 1 for seed in range(3))
+
+
+def succeeds_after_closing_on_nothing(task, seed):
+    """Whether the expert still does the task once somebody closed the fingers and brought them over the object."""
+    env = blind(control_hz=40, task=task)
+    env.reset(seed=seed)
+    expert = env.make_expert(task)
+    for step in range(STEP_LIMIT // 2):
+        action = expert.act()
+        if step < 30:
+            action[3] = 1.0
+        _, _, terminated, _, _ = env.step(action)
+        if terminated:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("task", ["push-v3", "pick-place-v3", "hammer-v3", "hand-insert-v3"])
+def test_fingers_that_closed_on_nothing_are_opened_again_and_meta_worlds_own_experts_press_for_ever(task, monkeypatch):
+    assert all(succeeds_after_closing_on_nothing(task, seed) for seed in range(3))
+    monkeypatch.setattr(expert_module, "GRIPS", {})
+    assert not any(succeeds_after_closing_on_nothing(task, seed) for seed in range(3))
+
+
+def test_the_ball_is_brought_to_the_goal_where_meta_worlds_own_expert_kicks_it(monkeypatch):
+    def ball_at_hand_when_done(seed):
+        env = blind(control_hz=40, task="soccer-v3")
+        assert play(env, "soccer-v3", seed, STEP_LIMIT // 2)[0]
+        seen = env._world().seen
+        return bool(np.linalg.norm(seen[HAND][:2] - seen[OBJECT][:2]) < 0.03)
+
+    assert all(ball_at_hand_when_done(seed) for seed in (0, 1, 3))
+    monkeypatch.setattr(expert_module, "STAND_INS", {})
+    monkeypatch.setattr(expert_module, "GRIPS", {})
+    assert not any(ball_at_hand_when_done(seed) for seed in (0, 1, 3))
 
 
 def test_disturbances_leave_the_gripper_and_stay_in_range():
