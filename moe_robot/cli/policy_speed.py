@@ -81,15 +81,15 @@ class ActBatched:
 
 
 class Learn:
-    """One optimiser step, as the training loop does it."""
+    """One optimiser step, as the training loop does it, each on other frames: no two batches load experts alike."""
 
     def __init__(self, policy: Any, features: Features, observations: Sequence[Observation]) -> None:
         from moe_robot.training.optimise import AveragedWeights, make_optimiser
 
         rng, horizon = np.random.default_rng(0), policy.config.chunk
         names = getattr(policy.config, "task_names", ())
-        self.batch = {
-            **batch_of(features, observations),
+        self.frames, self.draws = batch_of(features, observations), rng
+        self.labels = {
             **({TASK_NAME: [names[i % len(names)] for i in range(BATCH)]} if names else {}),
             ENVIRONMENT_STATE: rng.normal(size=(BATCH, len(features.environment_names))).astype(np.float32),
             ACTION: rng.normal(size=(BATCH, horizon, len(features.action_names))).astype(np.float32),
@@ -103,8 +103,10 @@ class Learn:
         from moe_robot.training.train import autocast, uses_bf16
 
         self.policy.train()
+        rows = self.draws.integers(BATCH, size=BATCH)
+        frames = {key: [of[i] for i in rows] if isinstance(of, list) else of[rows] for key, of in self.frames.items()}
         with autocast(self.policy.device, uses_bf16("auto", self.policy.device)):
-            loss, _ = self.policy(self.batch)
+            loss, _ = self.policy({**frames, **self.labels})
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)

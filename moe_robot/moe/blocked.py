@@ -19,6 +19,12 @@ from moe_robot.moe.experts import Activation, activate, compute_dtype
 
 BLOCK = 512
 """Rows per product: the hidden layer of a block (2 MB at a hidden width of 1024) should not leave the cache."""
+FAMILIAR_ROWS = 64
+"""What rows are cut to multiples of in bf16 on a processor, where oneDNN writes new code for each shape it meets.
+
+That takes longer than the product (1 to 2 ms against 0.1), and a gate's counts are new at every step. Multiples of this
+and what is left, less than this, are few shapes, for which the code is soon there.
+"""
 
 
 class Piece(NamedTuple):
@@ -28,20 +34,30 @@ class Piece(NamedTuple):
     rows: int
 
 
-def cut(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Groups of neighbours that fit one block together; a piece with more than a block's rows becomes equal parts."""
+def cut(pieces: Sequence[Piece], round_to: int | None = None) -> list[list[Piece]]:
+    """Groups of neighbours that fit one block together; a piece with more than a block's rows becomes equal parts.
+
+    With ``round_to``, one with at least twice so many rows becomes whole blocks, a multiple of it and a rest.
+    """
     groups: list[list[Piece]] = []
     filled = BLOCK
     for expert, rows in pieces:
-        n_parts = -(-rows // BLOCK)
-        for part in range(n_parts):
-            size = rows * (part + 1) // n_parts - rows * part // n_parts
+        for size in _parts(rows, round_to):
             if filled + size > BLOCK:
                 groups.append([])
                 filled = 0
             groups[-1].append(Piece(expert, size))
             filled += size
     return groups
+
+
+def _parts(rows: int, round_to: int | None) -> list[int]:
+    if round_to is None:
+        n_parts = -(-rows // BLOCK)
+        return [rows * (part + 1) // n_parts - rows * part // n_parts for part in range(n_parts)]
+    blocks, left = divmod(rows, BLOCK)
+    last = left if rows < 2 * round_to else left % round_to
+    return [size for size in (*[BLOCK] * blocks, left - last, last) if size]
 
 
 def run_blocked(
@@ -62,7 +78,8 @@ def run_blocked(
     weights = [weight for pair in matrices.values() for weight in pair]
     if weights[0].dtype != dtype:
         weights = [weight.to(dtype) for weight in weights]
-    groups = [[Piece(places[e], rows) for e, rows in group] for group in cut(pieces)]
+    round_to = FAMILIAR_ROWS if dtype == torch.bfloat16 and x_RD.device.type == "cpu" else None
+    groups = [[Piece(places[e], rows) for e, rows in group] for group in cut(pieces, round_to)]
     if torch.is_grad_enabled():
         return _Blocked.apply(x_RD.to(dtype), groups, activation, *weights)  # pyright: ignore[reportReturnType]
     return _forward(x_RD.to(dtype), groups, activation, weights)

@@ -23,6 +23,7 @@ from moe_robot.moe import (
     execute_sorted,
     gather,
 )
+from moe_robot.moe.blocked import FAMILIAR_ROWS, Piece, cut, run_blocked
 
 WIDTH, HIDDEN = 16, 8
 BACKENDS = {
@@ -160,6 +161,21 @@ def test_under_bf16_autocast_experts_compute_in_bf16_and_stay_near_float32(stora
         assert_close(result_TD.float(), expected_TD, rtol=0.05, atol=0.01)
     y_TD.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.experts.parameters())
+
+
+def test_many_rows_in_bf16_meet_few_shapes_and_come_out_as_in_one_product():
+    met = {piece.rows for rows in range(1, 3000) for group in cut([Piece(0, rows)], FAMILIAR_ROWS) for piece in group}
+    assert len(met) < 150  # oneDNN keeps code for about a thousand, and a bank has six products
+    assert all(sum(p.rows for group in cut([Piece(0, n)], FAMILIAR_ROWS) for p in group) == n for n in range(1, 3000))
+    bank = ExpertBank(2, WIDTH, HIDDEN).to(torch.bfloat16)
+    rows_RD = torch.randn(1500, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+    pieces = [Piece(0, 777), Piece(1, 723)]
+    y_RD = run_blocked(bank.apart({0, 1}), bank.activation, rows_RD, pieces)
+    expected_RD = torch.cat([bank[0](rows_RD[:777]), bank[1](rows_RD[777:])])
+    assert_close(y_RD, expected_RD, rtol=0.05, atol=0.01)
+    both = [torch.autograd.grad(y.float().square().sum(), [rows_RD, *bank.parameters()]) for y in (y_RD, expected_RD)]
+    for ours, theirs in zip(*both, strict=True):
+        assert_close(ours, theirs, rtol=0.05, atol=0.05)
 
 
 def test_a_bank_moves_between_storages_with_its_values_and_keeps_one_state_dict():

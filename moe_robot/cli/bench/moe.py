@@ -9,6 +9,7 @@ never been run on one.
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -85,7 +86,7 @@ def measure(
         layer.module.to(device, dtype)
     rows = []
     for n_tokens in tokens:
-        x_TD = torch.randn(n_tokens, shape.width, device=device, dtype=dtype)
+        pool_PD = torch.randn(n_tokens if n_tokens == 1 else 2 * n_tokens, shape.width, device=device, dtype=dtype)
         for backward in (False, True):
             # ours is the form in use: on a CPU policies are trained with experts apart, and act with them stacked
             ours = (SEPARATE, STACKED) if backward and device.type == "cpu" else (STACKED, SEPARATE)
@@ -95,7 +96,7 @@ def measure(
                     notes[name] = f"left out: takes about {layer.extra_bytes(n_tokens) / 1e9:.0f} GB of scratch memory"
                     continue
                 layer.module.train(backward)
-                call = _call(layer, x_TD, backward)
+                call = _call(layer, pool_PD, n_tokens, backward)
                 fault = None if name in (LIMIT, *ours) else _fault(call)
                 if fault is None:
                     calls[name] = call
@@ -135,20 +136,29 @@ def table_lines(row: dict[str, Any]) -> list[str]:
     return lines + [f"    {name:<24} {text}" for name, text in {**ratios, **row["notes"]}.items()]
 
 
-def _call(layer: Any, x_TD: Any, backward: bool) -> Callable[[], None]:
-    """One step of a layer: forward without gradients, or forward and backward with fresh gradients."""
+def _call(layer: Any, pool_PD: Any, n_tokens: int, backward: bool) -> Callable[[], None]:
+    """One step of a layer: forward without gradients, or forward and backward with fresh gradients.
+
+    Every call takes other neighbours from the pool, the same ones for each layer: how many tokens an expert gets is
+    never the same twice in use, and some libraries are slow with numbers that they have not met.
+    """
     import torch
 
-    gradient_TD, parameters = torch.randn_like(x_TD), list(layer.module.parameters())
+    gradient_TD, parameters = torch.randn_like(pool_PD[:n_tokens]), list(layer.module.parameters())
+    draws = random.Random(0)
+
+    def tokens() -> Any:
+        start = draws.randint(0, len(pool_PD) - n_tokens)
+        return pool_PD[start : start + n_tokens]
 
     def forward() -> None:
         with torch.no_grad():
-            layer.call(x_TD)
+            layer.call(tokens())
 
     def both() -> None:
         for parameter in parameters:  # as an optimiser does: looking for them in the modules is no work of the layer
             parameter.grad = None
-        layer.call(x_TD.detach().requires_grad_()).backward(gradient_TD)
+        layer.call(tokens().detach().requires_grad_()).backward(gradient_TD)
 
     return both if backward else forward
 
