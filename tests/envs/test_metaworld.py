@@ -204,6 +204,26 @@ def test_fingers_that_closed_on_nothing_are_opened_again_and_meta_worlds_own_exp
     assert not any(succeeds_after_closing_on_nothing(task, seed) for seed in range(3))
 
 
+@pytest.mark.parametrize(
+    ("above", "aside", "opening", "expected"),
+    [
+        (0.20, 0.00, 0.3, (0.5, -1.0, -1.0)),  # opens on its way down
+        (0.20, 0.20, 0.3, (0.5, -1.0, -1.0)),  # and on its way there
+        (0.20, 0.20, 1.0, (0.5, -1.0, 0.6)),  # what it does with open fingers far away is its own affair
+        (0.10, 0.00, 0.3, (0.5, 0.0, -1.0)),  # waits above the object until they are open
+        (0.06, 0.00, 0.3, (0.5, 0.6, -1.0)),  # makes room for that
+        (0.04, 0.00, 1.0, (0.0, -1.0, 0.6)),  # closes before it goes anywhere
+        (0.04, 0.00, 0.5, (0.5, -1.0, 0.6)),  # and then goes
+    ],
+)
+def test_when_fingers_open_and_close(above, aside, opening, expected):
+    seen, action = np.zeros(39), np.array([0.5, 0.0, -1.0, 0.6])
+    seen[HAND] = aside, 0.6, above, opening
+    seen[OBJECT] = 0.0, 0.6, 0.0
+    expert_module._hold_on(expert_module.Grip(0.05), seen, action)
+    assert (action[0], *action[2:]) == expected
+
+
 def test_the_ball_is_brought_to_the_goal_where_meta_worlds_own_expert_kicks_it(monkeypatch):
     def ball_at_hand_when_done(seed):
         env = blind(control_hz=40, task="soccer-v3")

@@ -117,13 +117,13 @@ class MetaWorldExpert:
 def _hold_on(grip: Grip, seen: np.ndarray, action: np.ndarray) -> None:
     """Change ``action`` so that the fingers close at the object only, and only then carry it; where not, try again."""
     away, opening = seen[HAND][:3] - seen[OBJECT], seen[HAND][3]
-    if np.linalg.norm(away[:2]) > ASIDE or away[2] > ABOVE:
-        return
-    if away[2] > grip.height:  # too high to hold anything
-        if action[3] > 0.0 or opening < WIDE:
+    aside = np.linalg.norm(away[:2]) > ASIDE or away[2] > ABOVE
+    if aside or away[2] > grip.height:  # too far to hold anything
+        if opening < WIDE or (action[3] > 0.0 and not aside):
             action[3] = -1.0
-        if opening < WIDE and action[2] < 0.0:
-            action[2] = RISE if away[2] < grip.height + CLEAR else 0.0
+        above = away[2] - grip.height
+        if not aside and opening < WIDE and action[2] < 0.0 and above < 2 * CLEAR:
+            action[2] = RISE if above < CLEAR else 0.0
     elif action[3] > 0.0:
         action[3] = action[3] if grip.effort is None else grip.effort
         if opening > grip.closed:
