@@ -52,6 +52,7 @@ GRIPS = {
     "hammer-v3": Grip(0.057),
     "hand-insert-v3": Grip(0.063),
     "peg-insert-side-v3": Grip(0.048),
+    "peg-unplug-side-v3": Grip(0.070, 0.97, effort=0.6),
     "pick-out-of-hole-v3": Grip(0.062, effort=0.6),
     "pick-place-v3": Grip(0.054),
     "pick-place-wall-v3": Grip(0.060),
