@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 
 import moe_envs
 from moe_envs.metaworld import expert as expert_module
+from moe_envs.metaworld.grips import Grip, hold_on
 from moe_envs.metaworld.drawing import CORNER2_POSITION, drawn_model
 from moe_envs.metaworld.env import KEPT_WORLDS, MetaWorldEnv
 from moe_envs.metaworld.tasks import MT10, MT50, SENTENCES, TASK_GROUPS, TIERS
@@ -220,8 +221,67 @@ def test_when_fingers_open_and_close(above, aside, opening, expected):
     seen, action = np.zeros(39), np.array([0.5, 0.0, -1.0, 0.6])
     seen[HAND] = aside, 0.6, above, opening
     seen[OBJECT] = 0.0, 0.6, 0.0
-    expert_module._hold_on(expert_module.Grip(0.05), seen, action)
+    hold_on(Grip(0.05), seen, action)
     assert (action[0], *action[2:]) == expected
+
+
+@pytest.mark.parametrize(
+    ("above", "beside", "opening", "expected"),
+    [
+        (0.04, 0.02, 1.0, (-0.5, 0.0, -1.0)),  # over the middle of the object first
+        (0.04, 0.02, 0.7, (0.0, -1.0, 0.6)),  # where the fingers have begun to close, there they close
+        (0.04, 0.01, 1.0, (0.0, -1.0, 0.6)),  # near enough
+        (0.01, 0.00, 0.4, (0.0, 0.6, -1.0)),  # too low: let go, and up
+    ],
+)
+def test_fingers_close_over_the_middle_and_not_too_low(above, beside, opening, expected):
+    seen, action = np.zeros(39), np.array([0.5, 0.0, -1.0, 0.6])
+    seen[HAND] = beside + 0.01, 0.6, above, opening
+    seen[OBJECT] = 0.0, 0.6, 0.0
+    hold_on(Grip(0.05, ahead=0.01, centred=0.012, floor=0.02), seen, action)
+    np.testing.assert_allclose((action[0], *action[2:]), expected)
+
+
+def steps_after_a_push(task, seed, push):
+    """Control steps until the task is done where something drags the hand aside for 40 of them; all of them if never."""
+    env = blind(control_hz=40, task=task)
+    env.reset(seed=seed)
+    expert = env.make_expert(task)
+    for step in range(STEP_LIMIT // 2):
+        action = expert.act()
+        action[0] += push * (step < 40)
+        if env.step(np.clip(action, -1, 1))[2]:
+            return step + 1
+    return STEP_LIMIT // 2
+
+
+def test_a_ball_that_is_taken_in_the_middle_is_not_lost_and_meta_worlds_own_expert_loses_it(monkeypatch):
+    assert max(steps_after_a_push("basketball-v3", seed, -0.6) for seed in (1, 3, 4)) < 80
+    monkeypatch.setitem(expert_module.GRIPS, "basketball-v3", Grip(0.057, 0.8))
+    assert min(steps_after_a_push("basketball-v3", seed, -0.6) for seed in (1, 3, 4)) > 90
+
+
+@pytest.mark.parametrize(
+    ("table", "task", "seeds", "ours"),
+    [("OURS", "handle-pull-side-v3", (2, 3, 4), 45), ("LEVEL", "stick-pull-v3", (4, 5, 7), 90)],
+)
+def test_undisturbed_experts_of_ours_are_done_sooner_than_meta_worlds_own(table, task, seeds, ours, monkeypatch):
+    assert max(steps_after_a_push(task, seed, 0.0) for seed in seeds) < ours
+    monkeypatch.setattr(expert_module, table, {})
+    assert min(steps_after_a_push(task, seed, 0.0) for seed in seeds) > ours
+
+
+def test_the_handle_is_lifted_from_wherever_the_hand_was_dragged_to():
+    assert all(steps_after_a_push("handle-pull-side-v3", seed, push) < 100 for seed in range(3) for push in (-0.7, 0.7))
+
+
+def test_a_ring_between_the_fingers_is_told_to_be_where_they_can_lift_it():
+    expert = expert_module.MetaWorldExpert("disassemble-v3", lambda: None)
+    seen = np.zeros(39)
+    seen[HAND], seen[OBJECT] = (0.01, 0.6, 0.04, 0.5), (0.0, 0.6, 0.0)
+    np.testing.assert_allclose(expert._told(seen)[OBJECT], (0.03, 0.6, 0.0))
+    seen[HAND.stop - 1] = 1.0
+    np.testing.assert_array_equal(expert._told(seen), seen)
 
 
 def test_the_ball_is_brought_to_the_goal_where_meta_worlds_own_expert_kicks_it(monkeypatch):
