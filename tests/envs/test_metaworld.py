@@ -11,9 +11,9 @@ from gymnasium.utils.env_checker import check_env
 
 import moe_envs
 from moe_envs.metaworld import expert as expert_module
-from moe_envs.metaworld.grips import Grip, hold_on
 from moe_envs.metaworld.drawing import CORNER2_POSITION, drawn_model
 from moe_envs.metaworld.env import KEPT_WORLDS, MetaWorldEnv
+from moe_envs.metaworld.grips import Grip, hold_on
 from moe_envs.metaworld.tasks import MT10, MT50, SENTENCES, TASK_GROUPS, TIERS
 from moe_envs.metaworld.world import GOAL, HAND, OBJECT, STEP_LIMIT, World, require
 from moe_robot.registry import environment_features, make_environment, select_tasks
@@ -243,7 +243,7 @@ def test_fingers_close_over_the_middle_and_not_too_low(above, beside, opening, e
 
 
 def steps_after_a_push(task, seed, push):
-    """Control steps until the task is done where something drags the hand aside for 40 of them; all of them if never."""
+    """Control steps until the task is done where something drags the hand aside for 40 of them."""
     env = blind(control_hz=40, task=task)
     env.reset(seed=seed)
     expert = env.make_expert(task)

@@ -22,8 +22,8 @@ TOLD = {
 Meta-World's peg expert lifts once the hand is within 25 mm of the peg's height, which is just where the fingers come to
 rest on the table. At 40 Hz and with disturbances it presses for about 30 steps before it lifts, nothing observed
 changes meanwhile, and who learned from it presses for ever. Told 12 mm more, it lifts at once. Two others stand on such
-an edge too, where they press or change their mind from step to step. The one of ``coffee-pull`` takes the mug 5 mm beside
-its middle on the one side, from where it slips away, and that of ``coffee-push`` 10 mm on the other. Figures in docs/results/metaworld-log.md.
+an edge too, where they press or change their mind from step to step. The one of ``coffee-pull`` takes the mug a
+centimetre before its middle, from where it slips away. Figures in docs/results/metaworld-log.md.
 """
 
 STAND_INS = {"soccer-v3": "push-v3"}

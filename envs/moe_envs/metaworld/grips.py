@@ -18,8 +18,8 @@ class Grip:
         closed: opening of the fingers, 1 is wide open, from which on they hold it.
         effort: with which they close where Meta-World's is too little, else ``None``.
         ahead: metres in x from the object to the hand that holds it.
-        centred: metres beside that place within which fingers may close. Nothing is said to a hand that is further off where an expert's own limit is
-            strict enough.
+        centred: metres beside that place within which fingers may close; nothing is changed where an expert's own
+            limit is strict enough.
         floor: height below which they would hold a wrong part of it.
         carried: the object counts as held where it is, also where the expert would go back to grasp it better.
     """

@@ -10,7 +10,7 @@ from moe_envs.metaworld.world import HAND, OBJECT
 OUTSIDE, TOUCHING, INSIDE, BEHIND = 0.11, 0.084, 0.07, 0.05
 """Metres in x from the middle of the lever: clear of the bar at its end, at the bar, pressed against it, past it."""
 OVER, FREE, SLIPPED, LOW = 0.12, 0.09, 0.06, 0.02
-"""Metres above the lever: to go round it, from where on nothing is touched, where the bar has been lost, at its height."""
+"""Metres above the lever: to go round it, where nothing is touched, where the bar has been lost, at its height."""
 BESIDE, NEAR = 0.03, 0.10
 """Metres in y from the middle of the lever: the bar is still before the hand, and the hand is at the lever at all."""
 PRESS, LIFT = 0.2, 0.35
@@ -20,9 +20,10 @@ PRESS, LIFT = 0.2, 0.35
 class HandleLifter:
     """Lifts the bar at the end of the lever by pressing closed fingers against it from outside and going up.
 
-    The lever has a damper (30 N s/m) and no weight. Between the fingers, as Meta-World's expert takes it, it rises a millimetre or two before they slip,
-    and the expert, which then goes down again, pushes it as far back. Pressed lightly from the front it follows the hand
-    all the way: 31 steps. A function of what is seen alone, so that it can take over from anyone anywhere.
+    The lever has a damper (30 N s/m) and no weight. Between the fingers, as Meta-World's expert takes it, it rises a
+    centimetre at best before they slip, and the expert, which then goes down again, may push it back as far. Pressed
+    lightly from outside it follows the hand all the way. This is a function of what is seen alone, so that it can take
+    over from anyone anywhere.
     """
 
     def get_action(self, seen: np.ndarray) -> np.ndarray:
