@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_envs.metaworld.grips import GRIPS, hold_on
 from moe_envs.metaworld.handle import HandleLifter
+from moe_envs.metaworld.lever import LeverPusher
 from moe_envs.metaworld.world import GOAL, HAND, OBJECT, SECOND_OBJECT, World, require
 
 TOLD = {
@@ -33,7 +34,7 @@ Meta-World's own kicks the ball and runs after it: a kick that is a little off s
 The one of ``push`` takes the ball between its fingers and brings it.
 """
 
-OURS = {"handle-pull-side-v3": HandleLifter}
+OURS = {"handle-pull-side-v3": HandleLifter, "lever-pull-v3": LeverPusher}
 """Tasks with an expert of our own."""
 
 LEVEL = ("stick-pull-v3",)
