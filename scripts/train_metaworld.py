@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from moe_robot.cli import bench, collect, demo, train
+from moe_robot.cli import bench, collect, demo, eval, train
 from moe_robot.training.checkpoint import has_state
 from moe_robot.types import UserError
 
@@ -26,6 +26,8 @@ here) they do so all the time, and who learns from that hovers between two minds
 SHARE, TURN = 0.7, 30
 """In rounds of DAgger the learner drives so much of the time, in turns of so many control steps: long enough to close
 the fingers on nothing and carry that away, which no demonstration shows."""
+TRIAL_SEED, TRIAL_EPISODES = 10_000, 4
+"""Each round plays so many episodes of each task on tuning seeds, and collects more of the tasks that fail in them."""
 FREE = 400.0
 """Pictures per second of processor time from which on a picture costs next to nothing beside a step of the world."""
 
@@ -50,7 +52,8 @@ def main() -> int:
     parser.add_argument("--eval-episodes", type=int, default=20, help="fresh episodes of each task (20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dagger-rounds", type=int, default=0, help="rounds of DAgger after it (0)")
-    parser.add_argument("--dagger-episodes", type=int, default=10, help="of each task and round (10)")
+    parser.add_argument("--dagger-episodes", type=int, default=6, help="of each task and round (6)")
+    parser.add_argument("--dagger-more", type=int, default=18, help="more of each task that fails in a trial (18)")
     parser.add_argument("--dagger-steps", type=int, default=5000, help="steps of training in each round (5000)")
     arguments = parser.parse_args()
     try:
@@ -59,7 +62,7 @@ def main() -> int:
         for number in range(1, arguments.dagger_rounds + 1):
             if status:
                 break
-            status = dagger_round(number, options, arguments.dagger_episodes, arguments.dagger_steps)
+            status = dagger_round(number, options, arguments)
         return status
     except UserError as error:
         print(f"train_metaworld: {error}", file=sys.stderr)
@@ -110,31 +113,63 @@ def render_option(asked: str, out: Path, pictures: tuple[str, ...]) -> tuple[str
     return ("render=full",) if asked == "full" else ()
 
 
-def dagger_round(number: int, options: demo.Options, episodes: int, steps: int) -> int:
-    """The latest policy drives most of the time and the expert labels it; train further on all there is; evaluate."""
-    folder, before = (options.out if n == 0 else options.out / f"round-{n}" for n in (number, number - 1))
-    print(f"[round {number}] {episodes} episodes of each task that {before / 'policy'} drives in part", flush=True)
-    status = collect.run(
+def failing(policy: Path, options: demo.Options, out: Path) -> tuple[int, str]:
+    """Exit status, and the tasks that ``policy`` does not always do, with commas between: a trial on tuning seeds."""
+    status = eval.run(
+        eval.Options(
+            policy,
+            out,
+            env=options.env,
+            tasks=options.tasks,
+            episodes=TRIAL_EPISODES,
+            seed=TRIAL_SEED,
+            workers=options.workers,
+        )
+    )
+    if status:
+        return status, ""
+    tasks = json.loads((out / "report.json").read_text())["tasks"]
+    return 0, ",".join(name for name, of in tasks.items() if of["successes"] < of["episodes"])
+
+
+def corrected(policy: Path, options: demo.Options, out: Path, tasks: str, episodes: int, seed: int) -> int:
+    """Collect episodes that ``policy`` drives most of the time, each step labelled by the expert."""
+    return collect.run(
         collect.Options(
             env=options.env,
             env_options=options.env_options,
-            tasks=options.tasks,
+            tasks=tasks,
             episodes=episodes,
             tail=TAIL,
             noise=options.noise,
             kick=options.kick,
-            seed=1000 * number,  # not the layouts of the demonstrations
-            out=folder / "demonstrations",
-            policy=before / "policy",
+            seed=seed,
+            out=out,
+            policy=policy,
             policy_share=SHARE,
             policy_turn=TURN,
         )
     )
+
+
+def dagger_round(number: int, options: demo.Options, arguments: argparse.Namespace) -> int:
+    """The latest policy drives most of the time and the expert labels it; train further on all there is; evaluate."""
+    folder, before = (options.out if n == 0 else options.out / f"round-{n}" for n in (number, number - 1))
+    driver, seed, steps = before / "policy", 1000 * number, arguments.dagger_steps  # not the demonstrations' layouts
+    status, hard = failing(driver, options, folder / "trial")
     if status:
         return status
+    wanted = [("demonstrations", options.tasks, arguments.dagger_episodes, seed)]
+    if hard and arguments.dagger_more:
+        wanted.append(("more", hard, arguments.dagger_more, seed + 500))
+    for name, tasks, episodes, first in wanted:
+        print(f"[round {number}] {episodes} episodes each that {driver} drives in part: {tasks}", flush=True)
+        status = corrected(driver, options, folder / name, tasks, episodes, first)
+        if status:
+            return status
     rounds = [options.out, *(options.out / f"round-{n}" for n in range(1, number + 1))]
-    parts = [{"data": os.path.relpath(of / "demonstrations", folder)} for of in rounds]
-    (folder / "mixture.yaml").write_text(yaml.safe_dump(parts))
+    parts = [of / name for of in rounds for name in ("demonstrations", "more") if (of / name).is_dir()]
+    (folder / "mixture.yaml").write_text(yaml.safe_dump([{"data": os.path.relpath(of, folder)} for of in parts]))
     policy = folder / "policy"
     if not train.is_trained(policy):
         print(f"[round {number}] training for {steps} steps more", flush=True)

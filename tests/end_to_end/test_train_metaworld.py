@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_robot.cli import bench
 from moe_robot.data.layout import read_info
@@ -25,7 +26,7 @@ def script():
 
 def run(script, monkeypatch, out, *options):
     sizes = ["--tasks", "reach-v3", "--episodes", "3", "--steps", "2", "--eval-episodes", "1", "--dagger-episodes", "2"]
-    more = ["--dagger-steps", "2", "--image-size", "64", "--out", str(out), *options]
+    more = ["--dagger-more", "1", "--dagger-steps", "2", "--image-size", "64", "--out", str(out), *options]
     monkeypatch.setattr(sys, "argv", ["train_metaworld.py", *sizes, *more])
     return script.main()
 
@@ -33,15 +34,20 @@ def run(script, monkeypatch, out, *options):
 def test_all_steps_and_a_round_and_nothing_twice(script, monkeypatch, tmp_path, capsys):
     assert run(script, monkeypatch, tmp_path / "run", "--render", "fast", "--dagger-rounds", "1") == 0
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
-    for folder, episodes in ((tmp_path / "run", 3), (tmp_path / "run/round-1", 2)):
-        data = open_dataset(folder / "demonstrations", 1, split="all")
-        assert read_info(folder / "demonstrations").episodes == episodes
+    for name, episodes in (("demonstrations", 3), ("round-1/demonstrations", 2), ("round-1/more", 1)):
+        data = open_dataset(tmp_path / "run" / name, 1, split="all")
+        assert read_info(tmp_path / "run" / name).episodes == episodes
         assert data.provenance["noise"] == script.NOISE
         assert data.provenance["kicks"]["scale"] == script.KICK
         learner = data.provenance.get("learner", {})
         assert (learner.get("share"), learner.get("turn")) == ((script.SHARE, script.TURN) if learner else (None, None))
-        assert bool(learner) == (folder.name == "round-1")
+        assert bool(learner) == name.startswith("round-1")
+    for folder in (tmp_path / "run", tmp_path / "run/round-1"):
         assert json.loads((folder / "report.json").read_text())["tier_mean"] is not None
+    trial = json.loads((tmp_path / "run/round-1/trial/report.json").read_text())
+    assert (trial["first_seed"], trial["overall"]["episodes"]) == (script.TRIAL_SEED, script.TRIAL_EPISODES)
+    mixture = yaml.safe_load((tmp_path / "run/round-1/mixture.yaml").read_text())
+    assert [part["data"] for part in mixture] == ["../demonstrations", "demonstrations", "more"]
     assert "finetuned_sha256" in json.loads((tmp_path / "run/round-1/policy/checkpoint/train.json").read_text())
     capsys.readouterr()
     assert run(script, monkeypatch, tmp_path / "run", "--dagger-rounds", "1") == 0  # auto keeps what was begun
