@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from moe_robot.cli import bench, collect, demo, eval, train
+from moe_robot.cli import bench, collect, demo, train
+from moe_robot.cli import eval as trial
 from moe_robot.training.checkpoint import has_state
 from moe_robot.types import UserError
 
@@ -115,8 +116,8 @@ def render_option(asked: str, out: Path, pictures: tuple[str, ...]) -> tuple[str
 
 def failing(policy: Path, options: demo.Options, out: Path) -> tuple[int, str]:
     """Exit status, and the tasks that ``policy`` does not always do, with commas between: a trial on tuning seeds."""
-    status = eval.run(
-        eval.Options(
+    status = trial.run(
+        trial.Options(
             policy,
             out,
             env=options.env,
