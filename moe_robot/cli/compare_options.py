@@ -60,7 +60,7 @@ class Options:
     only_table: bool = False
     """Train and evaluate nothing: show what is in OUT/results (of --entries and --load, or all of it)."""
     per_task: bool = False
-    """Also show the success at each task."""
+    """Also show the success at each task, also with parts switched off."""
     markdown: Path | None = None
     """Write the tables into this file, for a results page."""
     json: bool = False

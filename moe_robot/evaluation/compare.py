@@ -141,6 +141,8 @@ class Ablation:
         what: for example ``sensors front``, ``experts vision`` or ``gate content``.
         named: how often the task that a shuffled sentence named was done; None for other ablations.
         change: success minus that of the whole policy on the same episodes; its Holm correction is over all ablations.
+        tasks: task -> success.
+        whole: task -> success of the whole policy on the same episodes.
     """
 
     label: str
@@ -149,6 +151,8 @@ class Ablation:
     ci95: tuple[float, float]
     named: Rate | None
     change: Difference
+    tasks: Mapping[str, Rate]
+    whole: Mapping[str, Rate]
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ def _row(label: str, runs: Mapping[int, Run], against: Difference | None) -> Row
         seeds=tuple(runs),
         success=_rate(run.outcomes for run in everything),
         ci95=hierarchical_interval([_successes(run.outcomes) for run in everything]),
-        tasks={task: _rate({task: run.outcomes[task]} for run in everything) for task in everything[0].outcomes},
+        tasks=_by_task(run.outcomes for run in everything),
         by_seed={seed: _rate([run.outcomes]) for seed, run in runs.items()},
         against=against,
         samples=sum(samples) / len(samples) if samples else None,
@@ -237,6 +241,8 @@ def _ablations(of: Mapping[str, Mapping[int, Run]]) -> tuple[Ablation, ...]:
             ci95=hierarchical_interval([_successes(run.ablations[what]) for run in mine.values()]),
             named=_rate((run.ablations[what] for run in mine.values()), "n") if "shuffled" in what else None,
             change=corrected[label, what],
+            tasks=_by_task(run.ablations[what] for run in mine.values()),
+            whole=_by_task(_first(run, what) for run in mine.values()),
         )
         for (label, what), (mine, _) in found.items()
     )
@@ -249,6 +255,11 @@ def _first(run: Run, what: str) -> Outcomes:
 
 def _rate(outcomes: Iterable[Outcomes], success: str = "s") -> Rate:
     return Rate.of([one == success for tasks in outcomes for row in tasks.values() for one in row])
+
+
+def _by_task(outcomes: Iterable[Outcomes]) -> dict[str, Rate]:
+    runs = list(outcomes)
+    return {task: _rate({task: run[task]} for run in runs) for task in runs[0]}
 
 
 def _successes(outcomes: Outcomes) -> list[list[int]]:

@@ -34,7 +34,11 @@ def grids(comparison: Comparison, speed: Mapping[str, Mapping[str, Any]], per_ta
     if per_task:
         tables.append(_by_task(comparison))
     tables.append(_cost(comparison, speed))
-    return (*tables, _ablations(comparison)) if comparison.ablations else tuple(tables)
+    if comparison.ablations:
+        tables.append(_ablations(comparison))
+        if per_task:
+            tables.append(_ablations_by_task(comparison))
+    return tuple(tables)
 
 
 def _success(comparison: Comparison) -> Grid:
@@ -135,6 +139,26 @@ def _ablations(comparison: Comparison) -> Grid:
         "The same policies on the same episodes with these sensors, experts or parts of the gate off (gate roles: "
         "permuted), or with sentences that name another task; change and p (exact McNemar, Holm over this table) are "
         "against the whole policy.",
+    )
+
+
+def _ablations_by_task(comparison: Comparison) -> Grid:
+    tasks = dict.fromkeys(task for one in comparison.ablations for task in one.tasks)
+    return Grid(
+        "with parts switched off, by task",
+        ("entry", "without", *tasks),
+        tuple(
+            (
+                one.label,
+                one.what,
+                *(
+                    f"{one.tasks[task]} ({100 * one.whole[task].value:.0f})" if task in one.tasks else NONE
+                    for task in tasks
+                ),
+            )
+            for one in comparison.ablations
+        ),
+        "In round brackets the whole policy on the same episodes, in percent.",
     )
 
 

@@ -111,7 +111,7 @@ SPEED = {
 
 
 def test_the_tables_hold_every_number_that_was_promised():
-    success, by_seed, by_task, cost, off = grids(compare([*MOE, *DENSE]), SPEED, per_task=True)
+    success, by_seed, by_task, cost, off, off_by_task = grids(compare([*MOE, *DENSE]), SPEED, per_task=True)
     moe, dense = success.rows
     low, high = wilson(13, 16)
     assert moe[:4] == ("moe", "0 1", "16", f"81 % [{100 * low:.0f}, {100 * high:.0f}]")
@@ -120,6 +120,10 @@ def test_the_tables_hold_every_number_that_was_promised():
     assert cost.rows[0] == ("moe", "50", "20", "0.0", "6,400", "321", "3.25", "4.50", "3.00", "800")
     assert cost.rows[1][5:] == ("–",) * 5
     assert off.rows[0][:3] == ("moe", "sensors front", "8")
+    assert off_by_task.heads == ("entry", "without", *MOE[0].outcomes)
+    for task, cell in zip(off_by_task.heads[2:], off_by_task.rows[0][2:], strict=True):
+        off_rate = Rate(sum(run.ablations["sensors front"][task].count("s") for run in MOE), 4)
+        assert cell == f"{off_rate} (100)"  # the first two of each task all succeeded with all on
     of_seeds = [sum(outcomes.count("s") for outcomes in run.outcomes.values()) for run in MOE]
     assert by_seed.heads == ("entry", "seed 0", "seed 1")
     assert by_seed.rows[0] == ("moe", *(str(Rate(n, 8)) for n in of_seeds))
