@@ -166,7 +166,7 @@ def _has_gate(folder: Path) -> bool:
 
 def evaluate(options: Options) -> int:
     """Evaluate the policy in ``options.out``, unless its reports are there."""
-    if _is_reported(options.out):
+    if is_reported(options.out, options.out / "policy"):
         from rich.console import Console
 
         from moe_robot.evaluation.table import print_report
@@ -193,9 +193,9 @@ def evaluate(options: Options) -> int:
     )
 
 
-def _is_reported(out: Path) -> bool:
-    """Whether both reports are there and speak of the checkpoint that is there."""
+def is_reported(out: Path, policy: Path) -> bool:
+    """Whether both reports are in ``out`` and speak of ``policy`` as it is now."""
     if not ((out / "report.json").is_file() and (out / "report.html").is_file()):
         return False
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return report["checkpoint_sha256"] == weights_sha256(out / "policy")
+    return report["checkpoint_sha256"] == weights_sha256(policy)

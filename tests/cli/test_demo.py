@@ -71,6 +71,6 @@ def test_a_report_of_another_checkpoint_is_made_again(tmp_path):
     (tmp_path / "report.html").write_text("")
     empty_sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     (tmp_path / "report.json").write_text(json.dumps({"checkpoint_sha256": empty_sha256}))
-    assert demo._is_reported(tmp_path)
+    assert demo.is_reported(tmp_path, tmp_path / "policy")
     weights.write_bytes(b"other weights")
-    assert not demo._is_reported(tmp_path)
+    assert not demo.is_reported(tmp_path, tmp_path / "policy")

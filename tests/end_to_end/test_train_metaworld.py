@@ -31,9 +31,16 @@ def run(script, monkeypatch, out, *options):
     return script.main()
 
 
+def written(run):
+    """When each policy and each report was written: of both evaluations and of the trial."""
+    files = [*run.rglob("*.safetensors"), *run.rglob("report.json")]
+    assert sum(file.name == "report.json" for file in files) == 3
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
 def test_all_steps_and_a_round_and_nothing_twice(script, monkeypatch, tmp_path, capsys):
     assert run(script, monkeypatch, tmp_path / "run", "--render", "fast", "--dagger-rounds", "1") == 0
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
+    made = written(tmp_path / "run")
     for name, episodes in (("demonstrations", 3), ("round-1/demonstrations", 2), ("round-1/more", 1)):
         data = open_dataset(tmp_path / "run" / name, 1, split="all")
         assert read_info(tmp_path / "run" / name).episodes == episodes
@@ -54,7 +61,7 @@ def test_all_steps_and_a_round_and_nothing_twice(script, monkeypatch, tmp_path, 
     said = capsys.readouterr().out
     assert said.count("trained already") == 1
     assert said.count("evaluated already") == 2
-    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
+    assert made == written(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(8.0, ()), (5000.0, ("render=full",))])
