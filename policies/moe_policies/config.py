@@ -148,7 +148,7 @@ class PolicyConfig:
     search: Search = "sentence"
     """What half of a glimpse looks for: what the sentence is about, by queries that it makes; or every thing by its own
     name, of which the sentence then chooses. Where demonstrations tell which thing is "the object" and where "the goal"
-    is, the first is learned much sooner (docs/results/presets_22.md)."""
+    is, the first is learned much sooner (docs/results/presets-log.md)."""
     text: str = "scratch"
     """Text encoder: "scratch", "bundled:minilm", a local directory, a hub id, or "none" (cannot read)."""
     head: Head = "l1"
